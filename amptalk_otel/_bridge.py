@@ -1,0 +1,220 @@
+"""The catalogue as OpenTelemetry instruments, for any MeterProvider.
+
+Counters, up-down counters and gauges are observable: their callbacks read recorders and psutil when a reader
+collects, and cost nothing in between. Histograms have no observable form, so they are synchronous and told
+each value as it is measured.
+
+Several instrumentations on one provider share one bridge: instruments are created once per name and never
+removed (https://opentelemetry.io/docs/specs/otel/metrics/api/), but they stop reporting when their sources go.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
+
+from amptalk_otel import _guard
+from amptalk_otel._catalogue import (
+    CATALOGUE,
+    MESSAGE_SIZE,
+    PROCESS_DURATION,
+    STATE_OPERATION_DURATION,
+    WAIT_DURATION,
+    Kind,
+    Metric,
+    Owner,
+    Snapshot,
+    agent_attributes,
+    samples,
+    state_operation_attributes,
+)
+from amptalk_otel._recorder import AgentRecorder, StateOwner
+from amptalk_otel._sdk_series import forget_series
+from amptalk_otel._system import System
+from amptalk_otel._version import __version__
+
+SCOPE_NAME = "amptalk_otel"
+_SNAPSHOT_LASTS_S = 10.0
+
+Source = Callable[[], Snapshot]
+
+
+class InstrumentsBridge:
+    """The catalogue's instruments on one MeterProvider."""
+
+    def __init__(self, provider: MeterProvider) -> None:
+        self._sources: tuple[Source, ...] = ()
+        self._lock = threading.Lock()
+        self._collection = threading.local()
+        self._system: System | None = None
+        self._instruments: dict[str, Any] = {}
+        self._reported: dict[int, tuple[HistogramObserver | None, int]] = {}  # by id of the owner: and how many ask
+        meter = provider.get_meter(SCOPE_NAME, __version__)
+        for metric in CATALOGUE:
+            self._instruments[metric.name] = _create(meter, metric, self._callback(metric))
+
+    def add(self, source: Source) -> None:
+        """Report what `source` reads, from the next collection on."""
+        with self._lock:
+            if self._system is None:
+                self._system = System()
+            self._sources = (*self._sources, source)
+
+    def remove(self, source: Source) -> None:
+        """Stop reporting `source`."""
+        with self._lock:
+            self._sources = tuple(other for other in self._sources if other != source)
+
+    def report(self, owner: StateOwner) -> None:
+        """Let an owner's durations and sizes into this bridge's histograms, once however many ask."""
+        with self._lock:
+            observer, askers = self._reported.get(id(owner), (None, 0))
+            if observer is None:
+                observer = HistogramObserver(self._instruments, owner)
+                owner.observers = (*owner.observers, observer)
+            self._reported[id(owner)] = (observer, askers + 1)
+
+    def withdraw(self, owners: Iterable[StateOwner]) -> None:
+        """Take `report` back. The series of owners that nobody reports any more go, as far as the provider can."""
+        leaving = [owner for owner in owners if self._withdraw_one(owner)]
+        if not leaving:
+            return
+        identities = {_identity(_owner_attributes(owner)) for owner in leaving}
+        for name, instrument in self._instruments.items():
+            if name.startswith(("amptalk.agent.", "amptalk.state.")):
+                forget_series(instrument, lambda attributes: _identity(attributes) in identities)
+
+    def _withdraw_one(self, owner: StateOwner) -> bool:
+        with self._lock:
+            observer, askers = self._reported.pop(id(owner), (None, 0))
+            if observer is not None and askers > 1:
+                self._reported[id(owner)] = (observer, askers - 1)
+                return False
+            owner.observers = tuple(other for other in owner.observers if other is not observer)
+            return observer is not None
+
+    # -- callbacks -----------------------------------------------------------------------------------
+
+    def _callback(self, metric: Metric) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        bridge_ref = weakref.ref(self)
+
+        def observe(_options: CallbackOptions) -> Iterable[Observation]:
+            bridge = bridge_ref()
+            return bridge.observe(metric) if bridge is not None else ()
+
+        return observe
+
+    def observe(self, metric: Metric) -> list[Observation]:
+        """The points of one instrument, for the collection under way."""
+        if not self._sources or self._system is None:
+            return []
+        try:
+            snapshot = Snapshot() if metric.owner is Owner.PROCESS else self._snapshot(metric.name)
+            return [
+                Observation(value, attributes)
+                for attributes, value in samples(metric, snapshot, self._system)
+                if isinstance(value, (int, float))
+            ]
+        except Exception:
+            _guard.swallow(f"reading {metric.name}")
+            return []
+
+    def _snapshot(self, reader: str) -> Snapshot:
+        """The readings of the collection under way in this thread.
+
+        All instruments of one collection must tell the same moment, or received would not be the sum of
+        its parts. A collection has no name, but it calls each instrument once: whoever comes a second
+        time belongs to the next one.
+        """
+        collection = self._collection
+        readers: set[str] | None = getattr(collection, "readers", None)
+        now = time.monotonic()
+        if readers is None or reader in readers or now > collection.until:
+            collection.readers = readers = set()
+            collection.until = now + _SNAPSHOT_LASTS_S
+            collection.snapshot = _merged(source() for source in self._sources)
+        readers.add(reader)
+        snapshot: Snapshot = collection.snapshot
+        return snapshot
+
+
+class HistogramObserver:
+    """Hands one owner's values to SDK histograms, with attribute sets built once per message type."""
+
+    def __init__(self, instruments: Mapping[str, Any], owner: StateOwner) -> None:
+        self._wait: Histogram = instruments[WAIT_DURATION]
+        self._process: Histogram = instruments[PROCESS_DURATION]
+        self._size: Histogram = instruments[MESSAGE_SIZE]
+        self._state: Histogram = instruments[STATE_OPERATION_DURATION]
+        self._owner_attributes = _owner_attributes(owner)
+        self._attributes: dict[str, dict[str, str]] = {}
+
+    def waited(self, message_type: str, seconds: float) -> None:
+        self._wait.record(seconds, self._of_type(message_type))
+
+    def worked(self, message_type: str, seconds: float) -> None:
+        self._process.record(seconds, self._of_type(message_type))
+
+    def sized(self, message_type: str, size_bytes: int) -> None:
+        self._size.record(size_bytes, self._of_type(message_type))
+
+    def operated(self, storage: str, operation: str, error_type: str | None, seconds: float) -> None:
+        attributes = state_operation_attributes(storage, operation, error_type)
+        self._state.record(seconds, {**self._owner_attributes, **attributes})
+
+    def _of_type(self, message_type: str) -> dict[str, str]:
+        try:
+            return self._attributes[message_type]
+        except KeyError:
+            attributes = self._attributes[message_type] = {**self._owner_attributes, "message.type": message_type}
+            return attributes
+
+
+def _owner_attributes(owner: StateOwner) -> dict[str, str]:
+    if isinstance(owner, AgentRecorder):
+        return agent_attributes(owner.agent_id, owner.agent_name, owner.orchestrator_name)
+    return {}
+
+
+def _identity(attributes: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(attributes.get(key) for key in ("agent.id", "agent.name", "orchestrator.name"))
+
+
+def _merged(snapshots: Iterator[Snapshot]) -> Snapshot:
+    merged = Snapshot()
+    for snapshot in snapshots:
+        merged = Snapshot(
+            merged.agents + snapshot.agents,
+            merged.orchestrators + snapshot.orchestrators,
+            merged.states + snapshot.states,
+        )
+    return merged
+
+
+def _create(meter: Meter, metric: Metric, callback: Callable[[CallbackOptions], Iterable[Observation]]) -> Any:
+    name, unit, description = metric.name, metric.unit, metric.description
+    if metric.kind is Kind.HISTOGRAM:
+        return meter.create_histogram(name, unit, description, explicit_bucket_boundaries_advisory=metric.bounds)
+    if metric.kind is Kind.COUNTER:
+        return meter.create_observable_counter(name, [callback], unit, description)
+    if metric.kind is Kind.UP_DOWN_COUNTER:
+        return meter.create_observable_up_down_counter(name, [callback], unit, description)
+    return meter.create_observable_gauge(name, [callback], unit, description)
+
+
+_bridges: weakref.WeakKeyDictionary[MeterProvider, InstrumentsBridge] = weakref.WeakKeyDictionary()
+_bridges_lock = threading.Lock()
+
+
+def bridge_for(provider: MeterProvider) -> InstrumentsBridge:
+    """The bridge of `provider`, made at its first use."""
+    with _bridges_lock:
+        bridge = _bridges.get(provider)
+        if bridge is None:
+            bridge = _bridges[provider] = InstrumentsBridge(provider)
+        return bridge

@@ -1,0 +1,89 @@
+"""Explicit-bucket histograms as plain lists: what the hot path writes and what readers compute from it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+DURATION_BOUNDS_S: tuple[float, ...] = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+)  # fmt: skip
+"""Upper bounds of every duration histogram, in seconds: 0.5 ms to 10 min.
+
+OpenTelemetry's default bounds (0, 5, 10, 25 …) are made for milliseconds; in seconds, the unit that
+the specification asks for, they would put all fast messages into one bucket. An agent that waits for
+a model or a person takes minutes, so the upper end reaches 10 min.
+"""
+
+SIZE_BOUNDS_BYTES: tuple[float, ...] = (
+    64.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0, 262144.0, 1048576.0, 4194304.0, 16777216.0,
+)  # fmt: skip
+"""Upper bounds of message sizes, in bytes: 64 B to 16 MiB, each four times the one before."""
+
+
+class BucketCounts:
+    """A histogram that one thread writes and any thread may copy.
+
+    A bound is the inclusive upper end of its bucket, as in OpenTelemetry's data model; the last bucket
+    has no upper end. Cost of `record`: one bisection and two additions, about 0.15 µs.
+    """
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def record(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def copy(self) -> Distribution:
+        return Distribution(self.bounds, tuple(self.counts), self.sum)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What a histogram held when it was read."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    sum: float
+
+    @classmethod
+    def empty(cls, bounds: tuple[float, ...]) -> Distribution:
+        return cls(bounds, (0,) * (len(bounds) + 1), 0.0)
+
+    @property
+    def count(self) -> int:
+        """How many values were observed."""
+        return sum(self.counts)
+
+    def __add__(self, other: Distribution) -> Distribution:
+        if self.bounds != other.bounds:
+            raise ValueError("histograms with different bounds can't be added")
+        counts = tuple(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True))
+        return Distribution(self.bounds, counts, self.sum + other.sum)
+
+    def __sub__(self, earlier: Distribution) -> Distribution:
+        """What was observed since `earlier`, a former reading of the same histogram."""
+        counts = tuple(mine - theirs for mine, theirs in zip(self.counts, earlier.counts, strict=True))
+        return Distribution(self.bounds, counts, self.sum - earlier.sum)
+
+    def quantile(self, q: float) -> float | None:
+        """The q-quantile (0 ≤ q ≤ 1), interpolated inside its bucket as PromQL's `histogram_quantile` does.
+
+        None where nothing was observed; the highest bound where the quantile lies beyond it.
+        """
+        if not 0.0 <= q <= 1.0:
+            raise ValueError(f"a quantile lies between 0 and 1, not {q}")
+        rank = q * self.count
+        below = 0
+        for index, count in enumerate(self.counts[:-1]):
+            if count and below + count >= rank:
+                lower = self.bounds[index - 1] if index else 0.0
+                return lower + (self.bounds[index] - lower) * (rank - below) / count
+            below += count
+        return self.bounds[-1] if self.count else None

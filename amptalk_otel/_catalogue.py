@@ -1,0 +1,332 @@
+"""Every metric in one table: its name, unit, kind, description and attributes, and how it is read.
+
+The bridges to OpenTelemetry, the documentation, and the tests all derive from `CATALOGUE`. Names follow
+OpenTelemetry's naming rules (https://opentelemetry.io/docs/specs/semconv/general/naming/) and its system and
+process conventions (https://opentelemetry.io/docs/specs/semconv/system/); for agents there are none yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, Distribution
+from amptalk_otel._reading import AgentReading, OrchestratorReading, StateReading, TypeReading
+from amptalk_otel._system import System
+
+Attributes = Mapping[str, str]
+Sample = tuple[Attributes, "int | float | Distribution"]
+Read = Callable[[Any], Iterable[Sample]]
+
+
+class Kind(Enum):
+    """OpenTelemetry's instrument kinds."""
+
+    COUNTER = "counter"
+    UP_DOWN_COUNTER = "updowncounter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Owner(Enum):
+    """Whose metric it is: tells what `Metric.read` is given and which attributes come on top."""
+
+    PROCESS = "process"
+    AGENT = "agent"
+    ORCHESTRATOR = "orchestrator"
+    STATE = "state"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the catalogue."""
+
+    name: str
+    kind: Kind
+    unit: str
+    description: str
+    owner: Owner
+    read: Read
+    attributes: tuple[str, ...] = ()
+    bounds: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All readings of one collection."""
+
+    agents: tuple[AgentReading, ...] = ()
+    orchestrators: tuple[OrchestratorReading, ...] = ()
+    states: tuple[StateReading, ...] = ()  # of state managers that are watched without their agent
+
+
+def samples(metric: Metric, snapshot: Snapshot, system: System) -> Iterator[Sample]:
+    """The points of one metric in `snapshot`."""
+    for owner_attributes, source in _sources(metric.owner, snapshot, system):
+        for attributes, value in metric.read(source):
+            yield {**owner_attributes, **attributes}, value
+
+
+def _sources(owner: Owner, snapshot: Snapshot, system: System) -> Iterator[tuple[Attributes, Any]]:
+    if owner is Owner.PROCESS:
+        yield {}, system
+    elif owner is Owner.AGENT:
+        for agent in snapshot.agents:
+            yield agent_attributes(agent.agent_id, agent.agent_name, agent.orchestrator_name), agent
+    elif owner is Owner.ORCHESTRATOR:
+        for orchestrator in snapshot.orchestrators:
+            yield {"orchestrator.name": orchestrator.name}, orchestrator
+    else:
+        for agent in snapshot.agents:
+            for state in agent.states:
+                yield agent_attributes(agent.agent_id, agent.agent_name, agent.orchestrator_name), state
+        for state in snapshot.states:
+            yield {}, state
+
+
+def agent_attributes(agent_id: str, agent_name: str, orchestrator_name: str | None) -> dict[str, str]:
+    """The attributes that every metric of an agent has."""
+    attributes = {"agent.id": agent_id, "agent.name": agent_name}
+    if orchestrator_name is not None:
+        attributes["orchestrator.name"] = orchestrator_name
+    return attributes
+
+
+# -- how rows are read ---------------------------------------------------------------------------------
+
+
+def _one(read: Callable[[Any], int | float | None]) -> Read:
+    """A single value without attributes; none where `read` gives None."""
+
+    def read_one(source: Any) -> Iterator[Sample]:
+        value = read(source)
+        if value is not None:
+            yield {}, value
+
+    return read_one
+
+
+def _by_type(read: Callable[[TypeReading], int]) -> Read:
+    """A count per message type. A type that an agent never saw in this role has no point."""
+
+    def read_by_type(agent: AgentReading) -> Iterator[Sample]:
+        for reading in agent.types:
+            value = read(reading)
+            if value:
+                yield {"message.type": reading.message_type}, value
+
+    return read_by_type
+
+
+def _by_type_and(attribute: str, read: Callable[[TypeReading], Mapping[str, int]]) -> Read:
+    """A count per message type and one more attribute."""
+
+    def read_by_both(agent: AgentReading) -> Iterator[Sample]:
+        for reading in agent.types:
+            for value, number in read(reading).items():
+                yield {"message.type": reading.message_type, attribute: value}, number
+
+    return read_by_both
+
+
+def _distribution(read: Callable[[TypeReading], Distribution]) -> Read:
+    def read_distribution(agent: AgentReading) -> Iterator[Sample]:
+        for reading in agent.types:
+            distribution = read(reading)
+            if distribution.count:
+                yield {"message.type": reading.message_type}, distribution
+
+    return read_distribution
+
+
+def _of_state(read: Callable[[StateReading], int | None]) -> Read:
+    def read_state(state: StateReading) -> Iterator[Sample]:
+        value = read(state)
+        if value is not None:
+            yield {"state.storage": state.storage}, value
+
+    return read_state
+
+
+def _state_durations(state: StateReading) -> Iterator[Sample]:
+    for (operation, error_type), distribution in state.durations.items():
+        yield state_operation_attributes(state.storage, operation, error_type), distribution
+
+
+def state_operation_attributes(storage: str, operation: str, error_type: str | None) -> dict[str, str]:
+    """The attributes of `amptalk.state.operation.duration`."""
+    attributes = {"state.storage": storage, "state.operation": operation}
+    if error_type is not None:
+        attributes["error.type"] = error_type
+    return attributes
+
+
+def _agents_by_state(orchestrator: OrchestratorReading) -> Iterator[Sample]:
+    yield {"agent.state": "running"}, orchestrator.running
+    yield {"agent.state": "stopped"}, orchestrator.stopped
+
+
+def _routed(orchestrator: OrchestratorReading) -> Iterator[Sample]:
+    for message_type, number in orchestrator.routed.items():
+        yield {"message.type": message_type}, number
+
+
+def _orchestrator_undeliverable(orchestrator: OrchestratorReading) -> Iterator[Sample]:
+    for (message_type, reason), number in orchestrator.undeliverable.items():
+        yield {"message.type": message_type, "reason": reason}, number
+
+
+# -- the table -----------------------------------------------------------------------------------------
+
+WAIT_DURATION = "amptalk.agent.message.wait.duration"
+PROCESS_DURATION = "amptalk.agent.message.process.duration"
+MESSAGE_SIZE = "amptalk.agent.message.size"
+STATE_OPERATION_DURATION = "amptalk.state.operation.duration"
+
+CATALOGUE: tuple[Metric, ...] = (
+    Metric(
+        "system.cpu.utilization", Kind.GAUGE, "1",
+        "Share of the machine's CPU time spent busy since the last reading, at least a second ago.",
+        Owner.PROCESS, _one(System.system_cpu_utilization),
+    ),
+    Metric(
+        "system.memory.utilization", Kind.GAUGE, "1",
+        "Share of the machine's memory that is not available to new programs.",
+        Owner.PROCESS, _one(System.system_memory_utilization),
+    ),
+    Metric(
+        "system.memory.linux.available", Kind.UP_DOWN_COUNTER, "By",
+        "Memory that programs can get without swapping.",
+        Owner.PROCESS, _one(System.system_memory_available),
+    ),
+    Metric(
+        "process.cpu.utilization", Kind.GAUGE, "1",
+        "CPU time of this process since the last reading, as a share of all CPUs available to it.",
+        Owner.PROCESS, _one(System.process_cpu_utilization),
+    ),
+    Metric(
+        "process.memory.usage", Kind.UP_DOWN_COUNTER, "By",
+        "Physical memory in use by this process (resident set size).",
+        Owner.PROCESS, _one(System.process_memory_usage),
+    ),
+    Metric(
+        "process.memory.virtual", Kind.UP_DOWN_COUNTER, "By",
+        "Virtual memory committed to this process.",
+        Owner.PROCESS, _one(System.process_memory_virtual),
+    ),
+    Metric(
+        "process.uptime", Kind.GAUGE, "s",
+        "Time since this process was created.",
+        Owner.PROCESS, _one(System.process_uptime),
+    ),
+    Metric(
+        "amptalk.agent.running", Kind.UP_DOWN_COUNTER, "{agent}",
+        "1 while the agent is running, 0 while it is stopped.",
+        Owner.AGENT, _one(lambda agent: int(agent.running)),
+    ),
+    Metric(
+        "amptalk.agent.uptime", Kind.GAUGE, "s",
+        "Time since the agent was started; 0 while it is stopped.",
+        Owner.AGENT, _one(lambda agent: agent.uptime_s),
+    ),
+    Metric(
+        "amptalk.agent.queue.size", Kind.UP_DOWN_COUNTER, "{message}",
+        "Messages waiting in the agent's inbox.",
+        Owner.AGENT, _one(lambda agent: agent.queue_size),
+    ),
+    Metric(
+        "amptalk.agent.queue.oldest_age", Kind.GAUGE, "s",
+        "How long the oldest message in the inbox has been waiting; 0 for an empty inbox.",
+        Owner.AGENT, _one(lambda agent: agent.oldest_age_s or 0.0),
+    ),
+    Metric(
+        "amptalk.agent.messages.in_flight", Kind.UP_DOWN_COUNTER, "{message}",
+        "Messages that the agent has taken from its inbox and not finished.",
+        Owner.AGENT, _one(lambda agent: agent.in_flight),
+    ),
+    Metric(
+        "amptalk.agent.messages.received", Kind.COUNTER, "{message}",
+        "Messages that arrived in the agent's inbox, whichever way they came.",
+        Owner.AGENT, _by_type(lambda reading: reading.received), ("message.type",),
+    ),
+    Metric(
+        "amptalk.agent.messages.processed", Kind.COUNTER, "{message}",
+        "Messages that the agent processed successfully, at whatever attempt.",
+        Owner.AGENT, _by_type(lambda reading: reading.processed), ("message.type",),
+    ),
+    Metric(
+        "amptalk.agent.messages.sent", Kind.COUNTER, "{message}",
+        "Messages that the agent sent and that were accepted for delivery.",
+        Owner.AGENT, _by_type(lambda reading: reading.sent), ("message.type",),
+    ),
+    Metric(
+        "amptalk.agent.messages.failed", Kind.COUNTER, "{message}",
+        "Messages whose processing ended in an error, after all retries.",
+        Owner.AGENT, _by_type_and("error.type", lambda reading: reading.failed), ("message.type", "error.type"),
+    ),
+    Metric(
+        "amptalk.agent.messages.dropped", Kind.COUNTER, "{message}",
+        "Messages that left the inbox without being processed to an end: cancelled, unregistered or taken.",
+        Owner.AGENT, _by_type_and("reason", lambda reading: reading.dropped), ("message.type", "reason"),
+    ),
+    Metric(
+        "amptalk.agent.messages.undeliverable", Kind.COUNTER, "{message}",
+        "Messages that the agent sent and that reached no inbox: unknown_target, expired or error.",
+        Owner.AGENT, _by_type_and("reason", lambda reading: reading.undeliverable), ("message.type", "reason"),
+    ),
+    Metric(
+        "amptalk.agent.retries", Kind.COUNTER, "{retry}",
+        "Further attempts at a message, by the error of the attempt before.",
+        Owner.AGENT, _by_type_and("error.type", lambda reading: reading.retries), ("message.type", "error.type"),
+    ),
+    Metric(
+        WAIT_DURATION, Kind.HISTOGRAM, "s",
+        "Time that messages lay in the agent's inbox.",
+        Owner.AGENT, _distribution(lambda reading: reading.wait), ("message.type",), DURATION_BOUNDS_S,
+    ),
+    Metric(
+        PROCESS_DURATION, Kind.HISTOGRAM, "s",
+        "Time from taking a message to its success or failure, all attempts and the back-off between them included.",
+        Owner.AGENT, _distribution(lambda reading: reading.process), ("message.type",), DURATION_BOUNDS_S,
+    ),
+    Metric(
+        MESSAGE_SIZE, Kind.HISTOGRAM, "By",
+        "Size of payloads as JSON, measured on a sample of the messages received.",
+        Owner.AGENT, _distribution(lambda reading: reading.size), ("message.type",), SIZE_BOUNDS_BYTES,
+    ),
+    Metric(
+        "amptalk.orchestrator.agents", Kind.UP_DOWN_COUNTER, "{agent}",
+        "Agents registered with the orchestrator.",
+        Owner.ORCHESTRATOR, _agents_by_state, ("agent.state",),
+    ),
+    Metric(
+        "amptalk.orchestrator.messages.routed", Kind.COUNTER, "{message}",
+        "Messages that the orchestrator put into an inbox itself; a broadcast counts once per agent.",
+        Owner.ORCHESTRATOR, _routed, ("message.type",),
+    ),
+    Metric(
+        "amptalk.orchestrator.messages.undeliverable", Kind.COUNTER, "{message}",
+        "Messages that the orchestrator was to send and that reached no inbox: unknown_target, expired or error.",
+        Owner.ORCHESTRATOR, _orchestrator_undeliverable, ("message.type", "reason"),
+    ),
+    Metric(
+        "amptalk.state.size", Kind.UP_DOWN_COUNTER, "By",
+        "Serialised size of the states that the state manager holds in memory.",
+        Owner.STATE, _of_state(lambda state: state.size_bytes), ("state.storage",),
+    ),
+    Metric(
+        "amptalk.state.items", Kind.UP_DOWN_COUNTER, "{item}",
+        "States that the state manager holds in memory.",
+        Owner.STATE, _of_state(lambda state: state.items), ("state.storage",),
+    ),
+    Metric(
+        STATE_OPERATION_DURATION, Kind.HISTOGRAM, "s",
+        "Time of saving (write), loading (read) and deleting states.",
+        Owner.STATE, _state_durations, ("state.storage", "state.operation", "error.type"), DURATION_BOUNDS_S,
+    ),
+)  # fmt: skip
+"""All metrics, in the order of the documentation."""
+
+BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in CATALOGUE}

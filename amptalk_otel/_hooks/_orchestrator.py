@@ -1,0 +1,144 @@
+"""The orchestrator: agents that come and go, and the messages that it routes itself."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from amptalk_otel._guard import guarded
+from amptalk_otel._hooks._agent import undelivered_reason
+from amptalk_otel._labels import clean
+from amptalk_otel._patch import Patches
+from amptalk_otel._reading import OrchestratorReading, read_orchestrator
+from amptalk_otel._recorder import OrchestratorRecorder
+
+
+class Roster(Protocol):
+    """Is told which agents there are to watch."""
+
+    def agent_registered(self, agent: Any) -> None: ...
+    def agent_unregistered(self, agent: Any) -> None: ...
+
+
+class OrchestratorHook:
+    """The wrappers on one orchestrator. Holds it weakly.
+
+    Routed messages are told by the framework's own event `message_routed`, which it also sends for a
+    message that `send_message_to_agent` failed to deliver; there the return value decides instead.
+    """
+
+    def __init__(self, orchestrator: Any) -> None:
+        self.recorder = OrchestratorRecorder(clean(orchestrator.name))
+        self._orchestrator = weakref.ref(orchestrator)
+        self._rosters: tuple[Roster, ...] = ()
+        self._sending: set[int] = set()  # ids of messages inside send_message_to_agent
+        self._patches = Patches()
+        self._cover(orchestrator)
+
+    def join(self, roster: Roster) -> None:
+        """Tell `roster` of all agents, those there now and those to come."""
+        self._rosters = (*self._rosters, roster)
+        for agent in list(self._agents().values()):
+            roster.agent_registered(agent)
+
+    def leave(self, roster: Roster) -> bool:
+        """Returns whether nobody is told any more."""
+        self._rosters = tuple(other for other in self._rosters if other is not roster)
+        return not self._rosters
+
+    def is_for(self, orchestrator: Any) -> bool:
+        return self._orchestrator() is orchestrator
+
+    def _cover(self, orchestrator: Any) -> None:
+        for attribute, cover in (
+            ("register_agent", self._cover_register),
+            ("add_agent", self._cover_register),
+            ("unregister_agent", self._cover_unregister),
+            ("send_message_to_agent", self._cover_send),
+        ):
+            if hasattr(orchestrator, attribute):
+                self._patches.wrap(orchestrator, attribute, cover)
+        if getattr(orchestrator, "enable_performance_monitoring", False):
+            # Its own monitor takes the metrics port and the global provider, and blocks the loop.
+            self._patches.replace(orchestrator, "enable_performance_monitoring", False)
+        if hasattr(orchestrator, "register_event_hook"):
+            orchestrator.register_event_hook("message_routed", self._message_routed)
+
+    # -- wrappers ------------------------------------------------------------------------------------
+
+    def _cover_register(self, register: Callable[..., Any]) -> Callable[..., Any]:
+        def register_watched(agent: Any, *args: Any, **kwargs: Any) -> Any:
+            result = register(agent, *args, **kwargs)
+            guarded("watching a new agent", self._registered, agent)
+            return result
+
+        return register_watched
+
+    def _cover_unregister(self, unregister: Callable[..., Any]) -> Callable[..., Any]:
+        def unregister_watched(agent_id: Any, *args: Any, **kwargs: Any) -> Any:
+            agent = guarded("looking for an agent", self._agents().get, agent_id)
+            result = unregister(agent_id, *args, **kwargs)
+            guarded("letting an agent go", self._unregistered, agent_id, agent)
+            return result
+
+        return unregister_watched
+
+    def _cover_send(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        async def send_watched(message: Any, *args: Any, **kwargs: Any) -> Any:
+            self._sending.add(id(message))
+            try:
+                delivered = await send(message, *args, **kwargs)
+            except Exception:
+                guarded("counting a failed send", self.recorder.undeliverable_one, message, "error")
+                raise
+            finally:
+                self._sending.discard(id(message))
+            guarded("counting a routed message", self._count_sent, message, delivered)
+            return delivered
+
+        return send_watched
+
+    async def _message_routed(self, *args: Any, **kwargs: Any) -> None:
+        message = kwargs["message"] if "message" in kwargs else next(iter(args), None)
+        if id(message) not in self._sending:
+            guarded("counting a routed message", self.recorder.routed_one, message)
+
+    # -- what they tell ------------------------------------------------------------------------------
+
+    def _agents(self) -> Mapping[str, Any]:
+        return getattr(self._orchestrator(), "agents", {})
+
+    def _registered(self, agent: Any) -> None:
+        if self._agents().get(agent.agent_id) is agent:
+            for roster in self._rosters:
+                roster.agent_registered(agent)
+
+    def _unregistered(self, agent_id: Any, agent: Any) -> None:
+        if agent is not None and self._agents().get(agent_id) is not agent:
+            for roster in self._rosters:
+                roster.agent_unregistered(agent)
+
+    def _count_sent(self, message: Any, delivered: Any) -> None:
+        if delivered is False:
+            self.recorder.undeliverable_one(message, undelivered_reason(message, self._agents()))
+        else:
+            self.recorder.routed_one(message)
+
+    # -- reading and leaving -------------------------------------------------------------------------
+
+    def read(self) -> OrchestratorReading | None:
+        """The orchestrator at this moment; None once it is gone. Callable from any thread."""
+        orchestrator = self._orchestrator()
+        if orchestrator is None:
+            return None
+        agents = list(orchestrator.agents.copy().values())
+        running = sum(1 for agent in agents if getattr(agent, "is_running", False))
+        return read_orchestrator(self.recorder, running=running, stopped=len(agents) - running)
+
+    def release(self) -> None:
+        """Take every wrapper and the event hook off."""
+        self._patches.undo()
+        hooks = getattr(self._orchestrator(), "event_hooks", {}).get("message_routed", [])
+        if self._message_routed in hooks:
+            hooks.remove(self._message_routed)

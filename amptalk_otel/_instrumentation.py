@@ -1,0 +1,226 @@
+"""The functions that a program calls, and the handle that they return."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from opentelemetry.metrics import MeterProvider
+from opentelemetry.trace import TracerProvider
+
+from amptalk_otel import _pipeline
+from amptalk_otel._bridge import bridge_for
+from amptalk_otel._guard import guarded, logger, swallow
+from amptalk_otel._protocols import AgentLike, OrchestratorLike, StateManagerLike, missing_attributes
+from amptalk_otel._reading import AgentReading
+from amptalk_otel._watch import Watch
+from amptalk_otel.config import Config
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Instrumentation:
+    """What `instrument_orchestrator` and its kin return: the way to the numbers, and the way to end it.
+
+    As a context manager it ends with `shutdown()`. Dropping the handle does not end the instrumentation.
+    """
+
+    def __init__(self, watch: Watch | None, pipeline: _pipeline.Pipeline | None) -> None:
+        self._watch = watch
+        self._pipeline = pipeline
+        self._lock = threading.Lock()
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where Prometheus can scrape, for example `http://localhost:8000/metrics`.
+
+        None without a page of our own: with a given provider, without the `prometheus` exporter, when
+        the port was taken, or after `shutdown`.
+        """
+        pipeline = self._pipeline
+        return pipeline.metrics_url if pipeline is not None else None
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is watched. False from the start where the SDK is disabled or the target unusable."""
+        return self._watch is not None
+
+    def read(self) -> list[AgentReading]:
+        """The agents' numbers at this moment, without any exporter; callable from any thread. About 20 µs an agent."""
+        watch = self._watch
+        return watch.agents() if watch is not None else []
+
+    def uninstrument(self) -> None:
+        """Take every wrapper off and every series of ours off the page. Harmless the second time.
+
+        A page and exporters of our own go on until `shutdown`, which also pushes the last values: call
+        `shutdown` alone to end everything.
+        """
+        with self._lock:
+            watch, self._watch = self._watch, None
+        if watch is not None:
+            guarded("uninstrumenting", watch.release)
+
+    def shutdown(self, timeout_s: float = 5.0) -> bool:
+        """Push the last values, uninstrument, stop serving and end all threads.
+
+        Returns True when all of that ended within `timeout_s` seconds, False when something, such as a
+        collector that does not answer, took longer and was left behind. Blocks up to that long: from a
+        coroutine, `await asyncio.to_thread(instrumentation.shutdown)`. Harmless the second time.
+        """
+        with self._lock:
+            pipeline, self._pipeline = self._pipeline, None
+        in_time = True
+        if pipeline is not None:
+            in_time = bool(guarded("shutting down", _pipeline.release, pipeline, timeout_s))
+        self.uninstrument()
+        return in_time
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def instrument_orchestrator(
+    orchestrator: OrchestratorLike,
+    *,
+    config: Config | None = None,
+    meter_provider: MeterProvider | None = None,
+    tracer_provider: TracerProvider | None = None,  # noqa: ARG001 - for spans, not made yet
+) -> Instrumentation:
+    """Watch an orchestrator, its agents, those it registers later, and their state managers.
+
+    Without `meter_provider` the metrics go where `config` says (default: the environment): served for
+    Prometheus at http://localhost:8000/metrics, pushed to a collector, or both. With one, instruments are
+    added to it and nothing else is set up. `tracer_provider` is reserved for spans, which this version
+    does not make.
+
+    Call it before or after `orchestrator.start()`, from any thread. Calling it again for the same
+    orchestrator and provider returns the first handle. It raises nothing: what can't be watched is told
+    in one log record, and the program goes on.
+    """
+    return _instrument(
+        orchestrator, ("name", "agents"), Watch.watch_orchestrator, config=config, meter_provider=meter_provider
+    )
+
+
+def instrument_agent(
+    agent: AgentLike,
+    *,
+    config: Config | None = None,
+    meter_provider: MeterProvider | None = None,
+    tracer_provider: TracerProvider | None = None,  # noqa: ARG001 - for spans, not made yet
+) -> Instrumentation:
+    """Watch one agent that belongs to no orchestrator. For the arguments see `instrument_orchestrator`."""
+    return _instrument(
+        agent,
+        ("agent_id", "name", "input_queue", "process_message"),
+        Watch.agent_registered,
+        config=config,
+        meter_provider=meter_provider,
+    )
+
+
+def instrument_state_manager(
+    manager: StateManagerLike,
+    *,
+    config: Config | None = None,
+    meter_provider: MeterProvider | None = None,
+    tracer_provider: TracerProvider | None = None,  # noqa: ARG001 - for spans, not made yet
+) -> Instrumentation:
+    """Watch one state manager that belongs to no agent. For the arguments see `instrument_orchestrator`."""
+    return _instrument(
+        manager,
+        ("save_state", "load_state"),
+        Watch.watch_state_manager,
+        config=config,
+        meter_provider=meter_provider,
+    )
+
+
+_lock = threading.RLock()
+_existing: dict[int, list[_Existing]] = {}  # by id of what is instrumented
+
+
+class _Existing:
+    """One instrumentation of one target by one provider (None: by a pipeline of ours)."""
+
+    def __init__(self, target: Any, provider: MeterProvider | None, instrumentation: Instrumentation) -> None:
+        self.target = weakref.ref(target)
+        self.provider = weakref.ref(provider) if provider is not None else None
+        self.instrumentation = instrumentation
+
+    def is_for(self, target: Any, provider: MeterProvider | None) -> bool:
+        mine = self.provider() if self.provider is not None else None
+        return self.instrumentation.active and self.target() is target and mine is provider
+
+
+def _instrument(
+    target: Any,
+    needed: tuple[str, ...],
+    start: Callable[[Watch, Any], None],
+    *,
+    config: Config | None,
+    meter_provider: MeterProvider | None,
+) -> Instrumentation:
+    try:
+        with _lock:
+            existing = _find(target, meter_provider)
+            if existing is not None:
+                return existing
+            instrumentation = _begin(target, needed, start, config, meter_provider)
+            if instrumentation.active:
+                _remember(target, meter_provider, instrumentation)
+            return instrumentation
+    except Exception:
+        swallow("instrumenting")
+        return Instrumentation(None, None)
+
+
+def _remember(target: Any, provider: MeterProvider | None, instrumentation: Instrumentation) -> None:
+    if id(target) not in _existing:
+        weakref.finalize(target, _existing.pop, id(target), None).atexit = False
+    _existing.setdefault(id(target), []).append(_Existing(target, provider, instrumentation))
+
+
+def _find(target: Any, provider: MeterProvider | None) -> Instrumentation | None:
+    known = _existing.get(id(target), [])
+    known[:] = [entry for entry in known if entry.instrumentation.active]
+    return next((entry.instrumentation for entry in known if entry.is_for(target, provider)), None)
+
+
+def _begin(
+    target: Any,
+    needed: tuple[str, ...],
+    start: Callable[[Watch, Any], None],
+    config: Config | None,
+    meter_provider: MeterProvider | None,
+) -> Instrumentation:
+    config = config if config is not None else Config.from_env()
+    missing = missing_attributes(target, needed)
+    if config.sdk_disabled:
+        return Instrumentation(None, None)
+    if missing:
+        logger.warning("%s can't be instrumented: it has no %s", type(target).__qualname__, ", ".join(missing))
+        return Instrumentation(None, None)
+    pipeline = None
+    if meter_provider is None:
+        pipeline = _pipeline.acquire(config)
+        meter_provider = pipeline.meter_provider
+    watch = Watch(bridge_for(meter_provider), config)
+    try:
+        start(watch, target)
+    except Exception:
+        watch.release()
+        if pipeline is not None:
+            _pipeline.release(pipeline, 1.0)
+        raise
+    return Instrumentation(watch, pipeline)

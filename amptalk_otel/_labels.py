@@ -1,0 +1,49 @@
+"""Attribute values taken from messages and exceptions: always a string, never too long, never too many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+OTHER = "_OTHER"
+"""The semantic conventions' value for what has no name of its own (`error.type`)."""
+
+MAX_DISTINCT = 50
+"""Distinct values of `message.type`, and of `error.type` on a message type, before the rest is `_OTHER`."""
+
+MAX_LENGTH = 128
+"""Characters kept of an attribute value."""
+
+
+def clean(value: object) -> str:
+    """`value` as an attribute: text that every exporter can encode, at most MAX_LENGTH characters."""
+    text = value if isinstance(value, str) else str(value)
+    return text[:MAX_LENGTH].encode("utf-8", "replace").decode("utf-8") or OTHER
+
+
+def message_of(item: Any) -> Any:
+    """The message inside an inbox item: the item itself, or the last member of a priority queue's tuple."""
+    if isinstance(item, tuple):
+        for member in reversed(item):
+            if hasattr(member, "message_type"):
+                return member
+    return item
+
+
+def message_type_of(message: Any) -> str:
+    """`message.type`: the enum's value; `_OTHER` for what is no message."""
+    kind = getattr(message, "message_type", None)
+    if kind is None:
+        return OTHER
+    return clean(getattr(kind, "value", kind))
+
+
+def error_type_of(error: BaseException) -> str:
+    """`error.type`: the exception's qualified class name, as OpenTelemetry's Python instrumentations write it."""
+    return clean(type(error).__qualname__)
+
+
+def count(counts: dict[str, int], value: str) -> None:
+    """Add one to `counts[value]`, or to `_OTHER` once there are MAX_DISTINCT values."""
+    if value not in counts and len(counts) >= MAX_DISTINCT:
+        value = OTHER
+    counts[value] = counts.get(value, 0) + 1

@@ -1,0 +1,224 @@
+"""Our own way out, for programs that have none: readers and exporters made from a `Config`.
+
+Nothing global is touched: no global provider, no prometheus_client default registry, no signal handler.
+"""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import os
+import platform
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics import (
+    AlwaysOffExemplarFilter,
+    AlwaysOnExemplarFilter,
+    Counter,
+    ExemplarFilter,
+    Histogram,
+    MeterProvider,
+    ObservableCounter,
+    ObservableGauge,
+    ObservableUpDownCounter,
+    TraceBasedExemplarFilter,
+    UpDownCounter,
+)
+from opentelemetry.sdk.metrics.export import (
+    ConsoleMetricExporter,
+    MetricExporter,
+    MetricReader,
+    PeriodicExportingMetricReader,
+)
+from opentelemetry.sdk.resources import Resource
+from prometheus_client import CollectorRegistry
+
+from amptalk_otel import _otlp
+from amptalk_otel._guard import logger, swallow
+from amptalk_otel._server import MetricsServer
+from amptalk_otel.config import Config
+
+_EXIT_TIMEOUT_S = 5.0
+_NO_LIMIT = 2**31 - 1
+_EXEMPLAR_FILTERS: dict[str, Callable[[], ExemplarFilter]] = {
+    "always_on": AlwaysOnExemplarFilter,
+    "always_off": AlwaysOffExemplarFilter,
+    "trace_based": TraceBasedExemplarFilter,
+}
+
+
+class Pipeline:
+    """A MeterProvider with the readers that a Config asks for."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._server: MetricsServer | None = None
+        readers = [reader for name in config.metrics_exporters for reader in self._readers(name)]
+        self._pushes = any(isinstance(reader, PeriodicExportingMetricReader) for reader in readers)
+        self.meter_provider = MeterProvider(
+            metric_readers=readers,
+            resource=_resource(config),
+            exemplar_filter=_EXEMPLAR_FILTERS[config.exemplar_filter](),
+            shutdown_on_exit=False,  # the SDK's own handler would hold up the exit while a collector is down
+        )
+        self._ended = False
+        self._lock = threading.Lock()
+        atexit.register(self._at_exit)
+
+    @property
+    def metrics_url(self) -> str | None:
+        """Where the page is; None without the `prometheus` exporter, or where its port was taken."""
+        return self._server.url if self._server is not None else None
+
+    # -- ending --------------------------------------------------------------------------------------
+
+    def flush(self, timeout_s: float) -> bool:
+        """Push what there is; False where that did not succeed in time."""
+        if not self._pushes:
+            return True
+        return _within(timeout_s, lambda: self.meter_provider.force_flush(timeout_s * 1000.0))
+
+    def shutdown(self, timeout_s: float) -> bool:
+        """Push the last values, stop serving, end all threads; False where that took longer than `timeout_s`.
+
+        Returns in time even if a collector does not answer: what hangs is left to a daemon thread.
+        """
+        with self._lock:
+            if self._ended:
+                return True
+            self._ended = True
+        atexit.unregister(self._at_exit)
+        until = time.monotonic() + timeout_s
+        in_time = _within(timeout_s, lambda: self.meter_provider.shutdown(timeout_s * 1000.0))
+        if self._server is not None:
+            in_time = self._server.close(max(0.1, until - time.monotonic())) and in_time
+        return in_time
+
+    def _at_exit(self) -> None:
+        self.shutdown(_EXIT_TIMEOUT_S)
+
+    # -- readers -------------------------------------------------------------------------------------
+
+    def _readers(self, name: str) -> list[MetricReader]:
+        try:
+            if name == "prometheus":
+                return self._prometheus()
+            if name == "otlp":
+                return self._periodic(_otlp.metric_exporter(self.config))
+            if name == "console":
+                return self._periodic(ConsoleMetricExporter())
+        except _otlp.MissingExtraError as error:
+            logger.warning("%s", error)
+        except Exception as error:
+            # Not the text of the error: it may quote headers.
+            kind = type(error).__qualname__
+            logger.warning("the %s exporter could not be made (%s); going on without it", name, kind)
+        return []
+
+    def _prometheus(self) -> list[MetricReader]:
+        registry = CollectorRegistry(auto_describe=False)
+        host, port = self.config.prometheus_host, self.config.prometheus_port
+        try:
+            self._server = MetricsServer(registry, host, port)
+        except OSError as error:
+            logger.warning(
+                "metrics are not served: %s:%d can't be bound (%s); "
+                "set OTEL_EXPORTER_PROMETHEUS_PORT to a free port, or to 0 for any",
+                host, port, error.strerror or type(error).__qualname__,
+            )  # fmt: skip
+            return []
+        no_limits = _no_limits(PrometheusMetricReader)
+        return [PrometheusMetricReader(registry=registry, scope_info_enabled=False, **no_limits)]
+
+    def _periodic(self, exporter: MetricExporter) -> list[MetricReader]:
+        return [
+            PeriodicExportingMetricReader(
+                exporter,
+                export_interval_millis=self.config.metric_export_interval_s * 1000.0,
+                export_timeout_millis=self.config.metric_export_timeout_s * 1000.0,
+                **_no_limits(PeriodicExportingMetricReader),
+            )
+        ]
+
+
+def _no_limits(reader: type[MetricReader]) -> dict[str, Any]:
+    """No cap of 2,000 series per instrument, in the versions of the SDK that have one (1.45.2 and later).
+
+    Series are bounded by the agents that are watched, and leave with them.
+    """
+    if "cardinality_limits" not in inspect.signature(reader.__init__).parameters:
+        return {}
+    kinds = (Counter, Histogram, ObservableCounter, ObservableGauge, ObservableUpDownCounter, UpDownCounter)
+    return {"cardinality_limits": dict.fromkeys(kinds, _NO_LIMIT)}
+
+
+def _resource(config: Config) -> Resource:
+    """Who speaks: OpenTelemetry's service, SDK and process attributes. No command line: it may hold secrets."""
+    attributes: dict[str, Any] = {
+        "service.instance.id": str(uuid.uuid4()),
+        "process.pid": os.getpid(),
+        "process.executable.name": Path(sys.executable or "python").name,
+        "process.runtime.name": sys.implementation.name,
+        "process.runtime.version": platform.python_version(),
+        **config.resource_attributes,
+    }
+    if config.service_name is not None:
+        attributes["service.name"] = config.service_name
+    return Resource.create(attributes)
+
+
+def _within(timeout_s: float, act: Callable[[], Any]) -> bool:
+    """Run `act` in a daemon thread; False where it failed or did not end in time."""
+    outcome: list[bool] = []
+
+    def run() -> None:
+        try:
+            outcome.append(act() is not False)
+        except Exception:
+            swallow("ending an exporter")
+
+    thread = threading.Thread(target=run, name="amptalk-otel-deadline", daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return bool(outcome and outcome[0])
+
+
+# -- sharing -------------------------------------------------------------------------------------------
+
+_shared: list[tuple[Pipeline, int]] = []
+_shared_lock = threading.Lock()
+
+
+def acquire(config: Config) -> Pipeline:
+    """A pipeline for `config`: the one that serves the same settings already, or a new one.
+
+    With port 0 each caller gets a page of its own.
+    """
+    with _shared_lock:
+        for index, (pipeline, users) in enumerate(_shared):
+            if pipeline.config == config and config.prometheus_port != 0:
+                _shared[index] = (pipeline, users + 1)
+                return pipeline
+        pipeline = Pipeline(config)
+        _shared.append((pipeline, 1))
+        return pipeline
+
+
+def release(pipeline: Pipeline, timeout_s: float) -> bool:
+    """One user less; the last one ends the pipeline."""
+    with _shared_lock:
+        for index, (shared, users) in enumerate(_shared):
+            if shared is pipeline and users > 1:
+                _shared[index] = (shared, users - 1)
+                break
+        else:
+            _shared[:] = [entry for entry in _shared if entry[0] is not pipeline]
+            users = 0
+    return pipeline.flush(timeout_s) if users > 1 else pipeline.shutdown(timeout_s)

@@ -1,0 +1,369 @@
+"""What the hot path writes: one recorder per agent, orchestrator and state manager. Plain numbers, no OpenTelemetry.
+
+A recorder is written by one thread, the one whose loop runs the agent, and takes no lock. Any thread may
+read it (see `_reading`). A message is counted in exactly one step at each turn of its way, so that
+
+    received = processed + failed + dropped + in flight + queued
+
+is a matter of subtraction: in flight = taken - (processed + failed + cancelled), queued = received - (taken
++ removed otherwise).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Protocol
+
+from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, BucketCounts
+from amptalk_otel._labels import MAX_DISTINCT, OTHER, count, error_type_of, message_of, message_type_of
+from amptalk_otel._payload import payload_size
+
+CANCELLED = "cancelled"
+UNREGISTERED = "unregistered"
+TAKEN = "taken"
+
+_UNKNOWN_ARRIVAL = 0.0  # the message was waiting before we came: no made-up wait time
+
+
+class Observer(Protocol):
+    """Is told each duration and size as it is measured (the bridge to SDK histograms)."""
+
+    def waited(self, message_type: str, seconds: float) -> None: ...
+    def worked(self, message_type: str, seconds: float) -> None: ...
+    def sized(self, message_type: str, size_bytes: int) -> None: ...
+    def operated(self, storage: str, operation: str, error_type: str | None, seconds: float) -> None: ...
+
+
+class StateOwner:
+    """Whatever has state managers: an agent, or nobody in particular."""
+
+    def __init__(self) -> None:
+        self.states: list[StateRecorder] = []
+        self.observers: tuple[Observer, ...] = ()
+
+
+class TypeRecorder:
+    """The counts of one message type at one agent."""
+
+    __slots__ = (
+        "dropped",
+        "failed",
+        "message_type",
+        "process",
+        "processed",
+        "received",
+        "retries",
+        "sent",
+        "size",
+        "taken",
+        "undeliverable",
+        "wait",
+    )
+
+    def __init__(self, message_type: str) -> None:
+        self.message_type = message_type
+        self.received = 0
+        self.taken = 0  # by the agent's own loop
+        self.processed = 0
+        self.sent = 0
+        self.failed: dict[str, int] = {}  # by error.type
+        self.dropped: dict[str, int] = {}  # by reason
+        self.undeliverable: dict[str, int] = {}  # by reason
+        self.retries: dict[str, int] = {}  # by error.type
+        self.wait = BucketCounts(DURATION_BOUNDS_S)
+        self.process = BucketCounts(DURATION_BOUNDS_S)
+        self.size = BucketCounts(SIZE_BOUNDS_BYTES)
+
+
+class Flight:
+    """One message between being taken from the inbox and being finished."""
+
+    __slots__ = ("attempting", "attempts", "error_type", "record", "retry_count", "started", "taken_at", "task")
+
+    def __init__(self, record: TypeRecorder, taken_at: float, task: asyncio.Task[Any] | None) -> None:
+        self.record = record
+        self.taken_at = taken_at
+        self.task = task
+        self.started = False
+        self.attempts = 0
+        self.attempting = False
+        self.error_type: str | None = None  # of the last failed attempt
+        self.retry_count: int | None = None  # what the message's metadata said before the first retry
+
+
+class AgentRecorder(StateOwner):
+    """The counts of one agent. Every method but the constructor is called on the agent's own loop."""
+
+    def __init__(
+        self,
+        agent_id: str,
+        agent_name: str,
+        *,
+        orchestrator_name: str | None = None,
+        size_sample_every: int = 100,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        super().__init__()
+        self.agent_id = agent_id
+        self.agent_name = agent_name
+        self.orchestrator_name = orchestrator_name
+        self.started_at: float | None = None
+        self.departed_at: float | None = None
+        self.records: list[TypeRecorder] = []
+        self.arrivals: dict[int, float] = {}  # id of the inbox item -> when; its first entry is the oldest
+        self._arrived_again: dict[int, deque[float]] = {}  # the same object, more than once in the inbox
+        self._by_type: dict[object, TypeRecorder] = {}
+        self._flights: dict[int, Flight] = {}  # id of the message -> flight
+        self._unstarted = 0
+        self._size_sample_every = size_sample_every
+        self.clock = clock
+
+    # -- inbox ---------------------------------------------------------------------------------------
+
+    def waiting(self, item: Any) -> None:
+        """`item` was in the inbox before we came: received and queued, with no known arrival."""
+        self._record_of(item).received += 1
+        self._remember_arrival(id(item), _UNKNOWN_ARRIVAL)
+
+    def arrived(self, item: Any) -> None:
+        """`item` was put into the inbox."""
+        record = self._record_of(item)
+        # Before `received`: a reader that sees the message counted must find when it came.
+        self._remember_arrival(id(item), self.clock())
+        record.received += 1
+        if self._size_sample_every and record.received % self._size_sample_every == 1 % self._size_sample_every:
+            self._measure_size(record, item)
+
+    def left(self, item: Any, task: asyncio.Task[Any] | None, *, own_loop: bool) -> None:
+        """`item` was taken out of the inbox by `task`; `own_loop` tells whether that is the agent's loop."""
+        now = self.clock()
+        message = message_of(item)
+        record = self._record_of(message)
+        arrived_at = self.arrivals.pop(id(item), _UNKNOWN_ARRIVAL)
+        if self._arrived_again:
+            self._next_arrival(id(item))
+        if not own_loop or (self._flights and self._busy_with(task)):
+            count(record.dropped, TAKEN)
+        else:
+            self._flights[id(message)] = Flight(record, now, task)
+            self._unstarted += 1
+            record.taken += 1
+        if arrived_at:
+            seconds = now - arrived_at
+            record.wait.record(seconds)
+            for observer in self.observers:
+                observer.waited(record.message_type, seconds)
+
+    def _busy_with(self, task: asyncio.Task[Any] | None) -> bool:
+        """Whether a handler running in `task` drains its own inbox: that message never reaches the loop."""
+        return any(flight.started and flight.task is task for flight in list(self._flights.values()))
+
+    # -- processing ----------------------------------------------------------------------------------
+
+    def started(self, message: Any) -> Flight | None:
+        """Processing begins; None for a message that did not come from the inbox or is being processed."""
+        flight = self._flights.get(id(message))
+        if flight is None or flight.started:
+            return None
+        flight.started = True
+        self._unstarted -= 1
+        if self._unstarted:
+            self._give_up_lost(flight)
+        return flight
+
+    def _give_up_lost(self, current: Flight) -> None:
+        """Messages that the loop took earlier and never began: it raised in between, and has moved on."""
+        for key, flight in list(self._flights.items()):
+            if flight is current:
+                break
+            if not flight.started and flight.task is current.task:
+                del self._flights[key]
+                self._unstarted -= 1
+                count(flight.record.failed, OTHER)
+
+    def processed(self, flight: Flight, message: Any) -> None:
+        ended_at = self.clock()
+        self._land(flight, message)
+        flight.record.processed += 1
+        self._observe_work(flight.record, ended_at - flight.taken_at)
+
+    def failed(self, flight: Flight, message: Any, error: BaseException) -> None:
+        """Processing ended in `error`. Cancellation is a state, not an error: the message is dropped.
+
+        A cancelled message has no processing time; its `process.duration` is not observed.
+        """
+        ended_at = self.clock()
+        self._land(flight, message)
+        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+            count(flight.record.dropped, CANCELLED)
+        else:
+            count(flight.record.failed, error_type_of(error))
+            self._observe_work(flight.record, ended_at - flight.taken_at)
+
+    def _land(self, flight: Flight, message: Any) -> None:
+        if self._flights.get(id(message)) is flight:
+            del self._flights[id(message)]
+        if flight.error_type is not None:
+            self._count_unseen_retries(flight, message)
+
+    def _observe_work(self, record: TypeRecorder, seconds: float) -> None:
+        record.process.record(seconds)
+        for observer in self.observers:
+            observer.worked(record.message_type, seconds)
+
+    # -- attempts ------------------------------------------------------------------------------------
+
+    def attempt(self, message: Any) -> Flight | None:
+        """One more attempt at `message`; every one after the first is a retry. None for a direct call."""
+        flight = self._flights.get(id(message))
+        if flight is None or not flight.started or flight.attempting:
+            return None
+        if flight.attempts:
+            count(flight.record.retries, flight.error_type or OTHER)
+        flight.attempts += 1
+        flight.attempting = True
+        return flight
+
+    def attempt_failed(self, flight: Flight, message: Any, error: Exception) -> None:
+        if flight.error_type is None:
+            flight.retry_count = _retry_count(message)
+        flight.error_type = error_type_of(error)
+
+    def _count_unseen_retries(self, flight: Flight, message: Any) -> None:
+        """Retries that the framework gave to a registered error handler instead of `process_message`."""
+        made = _retry_count(message)
+        if made is None or made == flight.retry_count:
+            return
+        for _ in range(made - (flight.attempts - 1)):
+            count(flight.record.retries, flight.error_type or OTHER)
+
+    # -- sending -------------------------------------------------------------------------------------
+
+    def sent(self, message: Any) -> None:
+        self._record_of(message).sent += 1
+
+    def undeliverable(self, message: Any, reason: str) -> None:
+        """A send that reached no inbox: `unknown_target`, `expired` or `error`."""
+        count(self._record_of(message).undeliverable, reason)
+
+    # -- life ----------------------------------------------------------------------------------------
+
+    def come_back(self) -> None:
+        """A departed agent is watched again: its counters go on from where they stood."""
+        self.departed_at = None
+
+    def away_s(self) -> float:
+        """Seconds since the agent was let go; 0 for one that is watched."""
+        return self.clock() - self.departed_at if self.departed_at is not None else 0.0
+
+    def let_go(self) -> None:
+        """The agent is no longer watched: what still waits in its inbox is dropped as `unregistered`."""
+        for record in list(self.records):
+            waiting = queued_of(record)
+            if waiting > 0:
+                record.dropped[UNREGISTERED] = record.dropped.get(UNREGISTERED, 0) + waiting
+        self.arrivals.clear()
+        self._arrived_again.clear()
+        self.departed_at = self.clock()
+
+    # -- inside --------------------------------------------------------------------------------------
+
+    def _record_of(self, item: Any) -> TypeRecorder:
+        try:
+            # `_value_` instead of `value`: the same object without the descriptor's Python-level call.
+            return self._by_type[item.message_type._value_]
+        except (AttributeError, KeyError, TypeError):
+            return self._find_record(message_of(item))
+
+    def _find_record(self, message: Any) -> TypeRecorder:
+        message_type = message_type_of(message)
+        record = next((record for record in self.records if record.message_type == message_type), None)
+        if record is None and len(self.records) >= MAX_DISTINCT:
+            return self._find_other()
+        if record is None:
+            record = TypeRecorder(message_type)
+            self.records.append(record)
+        raw = getattr(getattr(message, "message_type", None), "_value_", message_type)
+        if isinstance(raw, (str, int)):
+            self._by_type[raw] = record
+        return record
+
+    def _find_other(self) -> TypeRecorder:
+        if self.records[-1].message_type != OTHER:
+            self.records.append(TypeRecorder(OTHER))
+        return self.records[-1]
+
+    def _remember_arrival(self, key: int, arrived_at: float) -> None:
+        if key in self.arrivals:
+            self._arrived_again.setdefault(key, deque()).append(arrived_at)
+        else:
+            self.arrivals[key] = arrived_at
+
+    def _next_arrival(self, key: int) -> None:
+        again = self._arrived_again.get(key)
+        if again is None:
+            return
+        self.arrivals[key] = again.popleft()
+        if not again:
+            del self._arrived_again[key]
+
+    def _measure_size(self, record: TypeRecorder, item: Any) -> None:
+        size_bytes = payload_size(getattr(message_of(item), "payload", None))
+        if size_bytes is None:
+            return
+        record.size.record(size_bytes)
+        for observer in self.observers:
+            observer.sized(record.message_type, size_bytes)
+
+
+def queued_of(record: TypeRecorder) -> int:
+    """Messages of this type in the inbox, by subtraction."""
+    return record.received - record.taken - record.dropped.get(TAKEN, 0) - record.dropped.get(UNREGISTERED, 0)
+
+
+def _retry_count(message: Any) -> int | None:
+    made = getattr(getattr(message, "metadata", None), "retry_count", None)
+    return made if isinstance(made, int) else None
+
+
+class OrchestratorRecorder:
+    """The counts of one orchestrator."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.routed: dict[str, int] = {}  # by message.type
+        self.undeliverable: dict[tuple[str, str], int] = {}  # by (message.type, reason)
+
+    def routed_one(self, message: Any) -> None:
+        """A message reached an agent's inbox through the orchestrator (a broadcast counts once per clone)."""
+        count(self.routed, message_type_of(message))
+
+    def undeliverable_one(self, message: Any, reason: str) -> None:
+        """A message that the orchestrator was to send reached no inbox."""
+        key = (message_type_of(message), reason)
+        if key not in self.undeliverable and len(self.undeliverable) >= MAX_DISTINCT:
+            key = (OTHER, reason)
+        self.undeliverable[key] = self.undeliverable.get(key, 0) + 1
+
+
+class StateRecorder:
+    """The durations of one state manager's operations."""
+
+    def __init__(self, storage: str, owner: StateOwner, *, clock: Callable[[], float] = perf_counter) -> None:
+        self.storage = storage
+        self.owner = owner
+        self.durations: dict[tuple[str, str | None], BucketCounts] = {}  # by (state.operation, error.type)
+        self.clock = clock
+
+    def operated(self, operation: str, seconds: float, error: BaseException | None) -> None:
+        key = (operation, None if error is None else error_type_of(error))
+        if key not in self.durations and len(self.durations) >= MAX_DISTINCT:
+            key = (operation, OTHER)
+        if key not in self.durations:
+            self.durations[key] = BucketCounts(DURATION_BOUNDS_S)
+        self.durations[key].record(seconds)
+        for observer in self.owner.observers:
+            observer.operated(self.storage, key[0], key[1], seconds)

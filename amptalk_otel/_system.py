@@ -1,0 +1,94 @@
+"""The machine and the process: psutil's readings, made when somebody asks and safe for several readers."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+
+_MIN_WINDOW_S = 1.0
+_FIRST_WINDOW_S = 0.1
+
+
+class CpuWindow:
+    """Utilisation since the last look, as a fraction of all the CPU time there was.
+
+    `psutil.cpu_percent(None)` measures since anybody's last call, so two readers spoil each other's
+    window. Here the readers share one: a value covers at least a second, and whoever asks sooner gets
+    the value that was found last.
+    """
+
+    def __init__(self, sample: Callable[[], tuple[float, float]]) -> None:
+        """`sample` returns (busy, available) CPU seconds, both only growing."""
+        self._sample = sample
+        self._lock = threading.Lock()
+        self._value: float | None = None
+        self._looked_at = time.monotonic()
+        self._busy, self._available = sample()
+
+    def read(self) -> float | None:
+        """Between 0 and 1; None in the first tenth of a second."""
+        with self._lock:
+            window_s = time.monotonic() - self._looked_at
+            if window_s < (_FIRST_WINDOW_S if self._value is None else _MIN_WINDOW_S):
+                return self._value
+            busy, available = self._sample()
+            if available > self._available:
+                value = (busy - self._busy) / (available - self._available)
+                self._value = min(1.0, max(0.0, value))
+            self._looked_at, self._busy, self._available = time.monotonic(), busy, available
+            return self._value
+
+
+class System:
+    """What psutil tells about this machine and process. Each method is one read, 10-100 µs, no I/O besides."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._cpus = _cpus_available()
+        self._anchor_s = time.time() - self._process.create_time() - time.monotonic()
+        self._system_cpu = CpuWindow(_system_cpu_times)
+        self._process_cpu = CpuWindow(self._process_cpu_times)
+
+    def system_cpu_utilization(self) -> float | None:
+        return self._system_cpu.read()
+
+    def process_cpu_utilization(self) -> float | None:
+        return self._process_cpu.read()
+
+    def system_memory_utilization(self) -> float:
+        memory = psutil.virtual_memory()
+        return float((memory.total - memory.available) / memory.total)
+
+    def system_memory_available(self) -> int:
+        return int(psutil.virtual_memory().available)
+
+    def process_memory_usage(self) -> int:
+        return int(self._process.memory_info().rss)
+
+    def process_memory_virtual(self) -> int:
+        return int(self._process.memory_info().vms)
+
+    def process_uptime(self) -> float:
+        """Seconds since the process was created: wall time once, monotonic from then on."""
+        return self._anchor_s + time.monotonic()
+
+    def _process_cpu_times(self) -> tuple[float, float]:
+        times = self._process.cpu_times()
+        return times.user + times.system, time.monotonic() * self._cpus
+
+
+def _system_cpu_times() -> tuple[float, float]:
+    times = psutil.cpu_times()._asdict()
+    # Linux counts guest time in user time already (https://www.kernel.org/doc/html/latest/filesystems/proc.html).
+    total = sum(seconds for mode, seconds in times.items() if mode not in ("guest", "guest_nice"))
+    return total - times.get("idle", 0.0) - times.get("iowait", 0.0), total
+
+
+def _cpus_available() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return psutil.cpu_count() or 1

@@ -1,0 +1,92 @@
+"""The `amptalk-otel` command."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+
+from amptalk_otel._version import __version__
+from amptalk_otel.config import Config
+
+_EXAMPLES = """\
+examples:
+  amptalk-otel demo                      run until Ctrl-C; open http://localhost:8000/metrics
+  amptalk-otel demo --seconds 10         stop by itself
+  amptalk-otel demo --port 0 --rate 100  any free port, 100 segments a second
+
+Every setting of the library works here too, as an environment variable; for example, to push to a collector:
+  OTEL_METRICS_EXPORTER=prometheus,otlp OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 amptalk-otel demo
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0 success, 1 failure, 2 wrong usage or settings."""
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    options = _parser().parse_args(arguments)
+    try:
+        changes = {} if options.port is None else {"prometheus_port": options.port}
+        config = Config.from_env(strict=True, **changes)
+    except ValueError as error:
+        print(f"amptalk-otel: {error}", file=sys.stderr)
+        return 2
+    return _demo(options.seconds, options.rate, config)
+
+
+def _demo(seconds: float | None, rate: float, config: Config) -> int:
+    from amptalk_otel.demo.app import run_demo
+
+    try:
+        return asyncio.run(run_demo(seconds=seconds, config=config, rate=rate, out=sys.stdout))
+    except KeyboardInterrupt:
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a wrong argument: what is wrong, and where help is."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="amptalk-otel",
+        description="OpenTelemetry metrics for AMPTALK multi-agent programs.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"amptalk-otel {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="watch a meeting pipeline of six agents at work",
+        description="Run a meeting pipeline on a real transcript, serve its metrics and show them here.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    demo.add_argument("--seconds", type=_positive, metavar="N", help="stop after N seconds (default: at Ctrl-C)")
+    demo.add_argument("--port", type=_port, metavar="P", help="port of the metrics page; 0 for any (default: 8000)")
+    demo.add_argument(
+        "--rate", type=_positive, default=20.0, metavar="R", help="transcript segments per second (default: 20)"
+    )
+    return parser
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number <= 1_000_000.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and up to 1,000,000")
+    return number
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text[:6]) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port number from 0 to 65535")
+    return int(text)

@@ -1,0 +1,160 @@
+"""Settings: one frozen dataclass, one table of environment variables, read once and only when asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from amptalk_otel import _setting_types as types
+from amptalk_otel._guard import logger
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table: a field of `Config` and the environment variables that fill it, first one wins."""
+
+    field: str
+    variables: tuple[str, ...]
+    parse: Callable[[str], Any]
+    description: str
+    secret: bool = False
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("sdk_disabled", ("OTEL_SDK_DISABLED",), types.boolean,
+            "`true` switches everything off: nothing is wrapped, nothing is served."),
+    Setting("service_name", ("OTEL_SERVICE_NAME",), types.text,
+            "The resource attribute `service.name`."),
+    Setting("resource_attributes", ("OTEL_RESOURCE_ATTRIBUTES",), types.pairs,
+            "More resource attributes, as `key=value,key=value`, percent-encoded."),
+    Setting("metrics_exporters", ("OTEL_METRICS_EXPORTER",), types.choices("prometheus", "otlp", "console", "none"),
+            "Where metrics go, comma-separated: `prometheus`, `otlp`, `console` or `none`."),
+    Setting("prometheus_host", ("OTEL_EXPORTER_PROMETHEUS_HOST",), types.text,
+            "Address that the metrics page is served on. The default is reachable from this machine only."),
+    Setting("prometheus_port", ("OTEL_EXPORTER_PROMETHEUS_PORT",), types.port,
+            "Port of the metrics page; 0 takes any free one."),
+    Setting("metric_export_interval_s", ("OTEL_METRIC_EXPORT_INTERVAL",), types.milliseconds,
+            "Time between two pushes of the `otlp` and `console` exporters; the variable is in milliseconds."),
+    Setting("metric_export_timeout_s", ("OTEL_METRIC_EXPORT_TIMEOUT",), types.milliseconds,
+            "Longest time that one collection for a push may take; the variable is in milliseconds."),
+    Setting("otlp_protocol", ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
+            types.choice("http/protobuf", "grpc"), "Transport of the `otlp` exporter: `http/protobuf` or `grpc`."),
+    Setting("otlp_endpoint", ("OTEL_EXPORTER_OTLP_ENDPOINT",), types.url,
+            "Collector to push to. For `http/protobuf`, `/v1/metrics` is appended."),
+    Setting("otlp_metrics_endpoint", ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",), types.url,
+            "Collector to push metrics to, used as it is; goes before `otlp_endpoint`."),
+    Setting("otlp_headers", ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"), types.pairs,
+            "Headers of each push, as `key=value,key=value`, percent-encoded. Never logged or shown.", secret=True),
+    Setting("otlp_timeout_s", ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"), types.seconds,
+            "Longest time that one push may take, retries included; in seconds, as OpenTelemetry's Python SDK has it."),
+    Setting("otlp_compression", ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"),
+            types.choice("none", "gzip", "deflate"),
+            "Compression of each push: `none`, `gzip` or (over HTTP) `deflate`."),
+    Setting("otlp_insecure", ("OTEL_EXPORTER_OTLP_METRICS_INSECURE", "OTEL_EXPORTER_OTLP_INSECURE"), types.boolean,
+            "gRPC without TLS for an endpoint that has no scheme."),
+    Setting("otlp_certificate", ("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"),
+            types.text, "File with the certificates that a collector's TLS certificate is checked against."),
+    Setting("otlp_client_key", ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY", "OTEL_EXPORTER_OTLP_CLIENT_KEY"),
+            types.text, "File with the private key for mutual TLS."),
+    Setting("otlp_client_certificate",
+            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"),
+            types.text, "File with the certificate for mutual TLS."),
+    Setting("exemplar_filter", ("OTEL_METRICS_EXEMPLAR_FILTER",),
+            types.choice("trace_based", "always_on", "always_off"),
+            "Which measurements may carry exemplars: `trace_based`, `always_on` or `always_off`."),
+    Setting("message_size_sample_every", ("AMPTALK_OTEL_MESSAGE_SIZE_SAMPLE_EVERY",), types.count,
+            "The payload of one message in so many is measured, by agent and type, beginning with the first; 0: none."),
+    Setting("departed_agents_linger_s", ("AMPTALK_OTEL_DEPARTED_AGENTS_LINGER",), types.milliseconds,
+            "How long the last values of an unregistered agent stay on the page, so that the next scrape sees them; "
+            "the variable is in milliseconds."),
+)  # fmt: skip
+"""Every setting, in the order of the documentation."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings. A `Config` is complete: what is not given has its default, and no variable is read.
+
+    `Config.from_env()` fills it from the environment: argument before environment before default.
+    Raises ValueError, naming the field, for a value that can't be used.
+    """
+
+    sdk_disabled: bool = False
+    service_name: str | None = None
+    resource_attributes: Mapping[str, str] = field(default_factory=dict)
+    metrics_exporters: tuple[str, ...] = ("prometheus",)
+    prometheus_host: str = "localhost"
+    prometheus_port: int = 8000
+    metric_export_interval_s: float = 60.0
+    metric_export_timeout_s: float = 30.0
+    otlp_protocol: str = "http/protobuf"
+    otlp_endpoint: str | None = None
+    otlp_metrics_endpoint: str | None = None
+    otlp_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    otlp_timeout_s: float = 10.0
+    otlp_compression: str = "none"
+    otlp_insecure: bool | None = None
+    otlp_certificate: str | None = None
+    otlp_client_key: str | None = None
+    otlp_client_certificate: str | None = None
+    exemplar_filter: str = "trace_based"
+    message_size_sample_every: int = 100
+    departed_agents_linger_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        for setting in SETTINGS:
+            value = getattr(self, setting.field)
+            try:
+                types.check(setting.parse, value)
+            except ValueError as error:
+                shown = "(hidden)" if setting.secret else repr(value)
+                raise ValueError(f"{setting.field}={shown}: {error}") from None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, *, strict: bool = False, **arguments: Any) -> Config:
+        """Settings from `environ` (default: `os.environ`), with `arguments` going before it.
+
+        A value that can't be used costs one warning, which names the variable, the value and what is
+        used instead; with `strict` it raises ValueError. An empty value counts as not set, as
+        OpenTelemetry's specification has it.
+        """
+        environ = os.environ if environ is None else environ
+        values = {
+            setting.field: value
+            for setting in SETTINGS
+            if setting.field not in arguments and (value := _from_environ(setting, environ, strict)) is not None
+        }
+        return cls(**{**values, **arguments})
+
+    def with_changes(self, **changes: Any) -> Config:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+DEFAULTS: Mapping[str, Any] = {row.name: getattr(Config(), row.name) for row in fields(Config)}
+"""The default of each field."""
+
+
+def _from_environ(setting: Setting, environ: Mapping[str, str], strict: bool) -> Any:  # noqa: FBT001
+    for variable in setting.variables:
+        text = environ.get(variable, "").strip()
+        if not text:
+            continue
+        try:
+            return setting.parse(text)
+        except ValueError as error:
+            shown = "(hidden)" if setting.secret else repr(text)
+            if strict:
+                raise ValueError(f"{variable}={shown}: {error}") from None
+            used = error.usable if isinstance(error, types.PartlyUsableError) else DEFAULTS[setting.field]
+            logger.warning("%s=%s: %s; using %s instead", variable, shown, error, _shown(setting, used))
+            return used
+    return None
+
+
+def _shown(setting: Setting, value: Any) -> str:
+    if setting.secret or value is None or value == {}:
+        return "nothing"
+    return ",".join(value) if isinstance(value, tuple) else str(value)
