@@ -1,0 +1,1 @@
+"""A live demonstration: a small meeting pipeline, instrumented and shown in the terminal."""
