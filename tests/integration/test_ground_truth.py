@@ -87,8 +87,9 @@ def imbalances(page: str) -> dict[str, float]:
 def stored_imbalances(prometheus: Prometheus) -> tuple[int, dict[Any, float]]:
     """The same over every scrape that Prometheus has stored: (number of scrapes, those out of balance)."""
     balance: dict[tuple[float, str], float] = defaultdict(float)
-    selector = '{__name__=~"amptalk_agent_messages_(received|processed|failed|dropped)_total|amptalk_agent_.*in_flight|amptalk_agent_queue_size"}[10m]'
-    data = json.loads(fetch(f"{prometheus.url}/api/v1/query", {"query": selector}))["data"]
+    names = "amptalk_agent_(messages_(received_total|processed_total|failed_total|dropped_total|in_flight)|queue_size)"
+    query = f'{{__name__=~"{names}"}}[10m]'
+    data = json.loads(fetch(f"{prometheus.url}/api/v1/query", {"query": query}))["data"]
     for series in data["result"]:
         labels = series["metric"]
         sign = 1 if labels["__name__"].endswith("received_total") else -1
