@@ -26,7 +26,7 @@ class BucketCounts:
     """A histogram that one thread writes and any thread may copy.
 
     A bound is the inclusive upper end of its bucket, as in OpenTelemetry's data model; the last bucket
-    has no upper end. Cost of `record`: one bisection and two additions, about 0.15 µs.
+    has no upper end. Cost of `record`: one bisection and two additions.
     """
 
     __slots__ = ("bounds", "counts", "sum")
@@ -62,15 +62,19 @@ class Distribution:
         return sum(self.counts)
 
     def __add__(self, other: Distribution) -> Distribution:
-        if self.bounds != other.bounds:
-            raise ValueError("histograms with different bounds can't be added")
+        self._check_bounds(other)
         counts = tuple(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True))
         return Distribution(self.bounds, counts, self.sum + other.sum)
 
     def __sub__(self, earlier: Distribution) -> Distribution:
         """What was observed since `earlier`, a former reading of the same histogram."""
+        self._check_bounds(earlier)
         counts = tuple(mine - theirs for mine, theirs in zip(self.counts, earlier.counts, strict=True))
         return Distribution(self.bounds, counts, self.sum - earlier.sum)
+
+    def _check_bounds(self, other: Distribution) -> None:
+        if self.bounds != other.bounds:
+            raise ValueError("histograms with different bounds can't be added or subtracted")
 
     def quantile(self, q: float) -> float | None:
         """The q-quantile (0 ≤ q ≤ 1), interpolated inside its bucket as PromQL's `histogram_quantile` does.

@@ -23,7 +23,7 @@ class _Wrapped:
     def undo(self) -> None:
         owner, wrapper = self._owner(), self._wrapper()
         if owner is None or wrapper is None or vars(owner).get(self._attribute) is not wrapper:
-            return  # gone, or covered by somebody else's wrapper: ours stays below it and only counts
+            return  # gone, or covered by somebody else's wrapper: ours stays below it and only calls through
         own_attribute = getattr(wrapper, "__amptalk_otel_covers__", None)
         if own_attribute is None:
             delattr(owner, self._attribute)
@@ -51,11 +51,17 @@ class _Replaced:
             delattr(owner, self._attribute)
 
 
+def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The first argument of a call, whatever the covered method's parameter is called; None without any."""
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
 class Patches:
     """What was put on one object and its parts. Holds none of them alive."""
 
     def __init__(self) -> None:
         self._patches: list[_Wrapped | _Replaced] = []
+        self.active = True  # False once undone: a wrapper that somebody else has covered stays, and must not count
 
     def wrap(self, owner: Any, attribute: str, wrap: Wrap) -> bool:
         """Cover `owner.attribute` on the instance; False, and one log record, where that can't be done."""
@@ -67,7 +73,7 @@ class Patches:
             wrapper.__amptalk_otel_covers__ = own_attribute  # type: ignore[attr-defined]
             patch = _Wrapped(owner, attribute, wrapper)
             setattr(owner, attribute, wrapper)
-        except (AttributeError, TypeError) as error:
+        except Exception as error:
             _report_unpatchable(owner, attribute, error)
             return False
         self._patches.append(patch)
@@ -78,15 +84,16 @@ class Patches:
         try:
             patch = _Replaced(owner, attribute, value)
             setattr(owner, attribute, value)
-        except (AttributeError, TypeError) as error:
+        except Exception as error:
             _report_unpatchable(owner, attribute, error)
             return
         self._patches.append(patch)
 
     def undo(self) -> None:
         """Take everything off, last first. What the program has replaced since is left as it is."""
+        self.active = False
         while self._patches:
-            self._patches.pop().undo()
+            _guard.guarded("taking a wrapper off", self._patches.pop().undo)
 
 
 def _report_unpatchable(owner: Any, attribute: str, error: Exception) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -10,6 +12,8 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from amptalk_otel._guard import swallow
 
 _POLL_S = 0.05
 _REQUEST_TIMEOUT_S = 10.0
@@ -35,8 +39,9 @@ class MetricsServer:
 
     def close(self, timeout_s: float) -> bool:
         """Stop serving and free the port; False where the thread is still alive after `timeout_s`."""
-        self._server.shutdown()
-        self._thread.join(timeout_s)
+        if self._thread.is_alive():  # not so in a forked child, where `shutdown` would wait for ever
+            self._server.shutdown()
+            self._thread.join(timeout_s)
         self._server.server_close()
         return not self._thread.is_alive()
 
@@ -47,6 +52,7 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
 
     def server_bind(self) -> None:
         # HTTPServer's own asks a name server for the host's full name, which can take seconds.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a restart would find the port taken
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
@@ -59,6 +65,10 @@ class _ThreadingServer(ThreadingMixIn, WSGIServer):
 class _QuietHandler(WSGIRequestHandler):
     timeout = _REQUEST_TIMEOUT_S
 
+    def get_stderr(self) -> Any:
+        """Nowhere: wsgiref would print a traceback for each client that stops reading."""
+        return io.StringIO()
+
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it
         """Nothing: each scrape would be a line on the program's stderr."""
 
@@ -67,7 +77,10 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     """The address to bind. `localhost` is 127.0.0.1, whatever else the name has: that is what scrapers try."""
     if host == "localhost":
         return socket.AF_INET, ("127.0.0.1", port)
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError:
+        raise OSError(errno.EINVAL, "not a host name") from None
     family, _, _, _, address = found[0]
     return family, address
 
@@ -77,7 +90,12 @@ def _one_at_a_time(app: Callable[..., Any]) -> Callable[..., Any]:
     lock = threading.Lock()
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        with lock:
-            return list(app(environ, start_response))
+        try:
+            with lock:
+                return list(app(environ, start_response))
+        except Exception:
+            swallow("serving the metrics page")
+            start_response("500 Internal Server Error", [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"The metrics could not be read; the program's log says where.\n"]
 
     return serve

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
+
+T = TypeVar("T")
 
 
 class PartlyUsableError(ValueError):
@@ -18,15 +21,13 @@ class PartlyUsableError(ValueError):
 
 def check(parse: Callable[[str], Any], value: Any) -> None:
     """Raise ValueError unless `value`, given in Python, is one that `parse` could have made."""
-    if value is None:
-        return
     checker = getattr(parse, "check", None)
     if checker is not None:
         checker(value)
 
 
-def _with_check(checker: Callable[[Any], None]) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
-    def attach(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+def _with_check(checker: Callable[[Any], None]) -> Callable[[Callable[[str], T]], Callable[[str], T]]:
+    def attach(parse: Callable[[str], T]) -> Callable[[str], T]:
         parse.check = checker  # type: ignore[attr-defined]
         return parse
 
@@ -49,10 +50,19 @@ def boolean(text: str) -> bool:
 def _check_text(value: Any) -> None:
     if not isinstance(value, str) or not value:
         raise ValueError("must be a text that is not empty")
+    _check_encodable(value)
+
+
+def _check_encodable(value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # a variable that is not UTF-8 would make the whole page fail
+        raise ValueError("must be UTF-8") from None
 
 
 @_with_check(_check_text)
 def text(text: str) -> str:
+    _check_text(text)
     return text
 
 
@@ -67,6 +77,11 @@ def _check_url(value: Any) -> None:
         raise ValueError("must be a URL such as http://localhost:4318")
 
 
+def without_credentials(text: str) -> str:
+    """A URL as it may be shown: what stands before an `@` may be a password."""
+    return re.sub(r"^(.*?//)?.*@", r"\1(hidden)@", text, flags=re.DOTALL)
+
+
 @_with_check(_check_url)
 def url(text: str) -> str:
     _check_url(text)
@@ -78,6 +93,7 @@ def _check_pairs(value: Any) -> None:
         isinstance(key, str) and key and isinstance(member, str) for key, member in value.items()
     ):
         raise ValueError("must be a mapping from texts to texts")
+    _check_encodable("".join((*value.keys(), *value.values())))
 
 
 @_with_check(_check_pairs)
@@ -89,6 +105,7 @@ def pairs(text: str) -> dict[str, str]:
         if not equals or not key.strip():
             raise ValueError("must be key=value pairs separated by commas")
         found[unquote(key.strip())] = unquote(value.strip())
+    _check_pairs(found)
     return found
 
 
@@ -99,9 +116,9 @@ def _check_port(value: Any) -> None:
 
 @_with_check(_check_port)
 def port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit()) or len(text) > 10:
         raise ValueError("must be a port number from 0 to 65535")
-    value = int(text[:6])
+    value = int(text)
     _check_port(value)
     return value
 
@@ -149,7 +166,7 @@ def count(text: str) -> int:
 
 
 def choice(*known: str) -> Callable[[str], str]:
-    """One of `known`."""
+    """One of `known`, in any case, as the specification has it."""
     listed = ", ".join(known)
 
     def check_choice(value: Any) -> None:
@@ -158,26 +175,28 @@ def choice(*known: str) -> Callable[[str], str]:
 
     @_with_check(check_choice)
     def parse_choice(text: str) -> str:
-        check_choice(text)
-        return text
+        check_choice(text.lower())
+        return text.lower()
 
     parse_choice.known = known  # type: ignore[attr-defined]
     return parse_choice
 
 
 def choices(*known: str) -> Callable[[str], tuple[str, ...]]:
-    """Some of `known`, comma-separated; `none` only alone."""
+    """Some of `known`, in any case, comma-separated; `none` only alone."""
     listed = ", ".join(known)
 
     def check_choices(value: Any) -> None:
-        if not isinstance(value, tuple) or not value or not set(value) <= set(known):
+        if not isinstance(value, tuple) or not value or not all(member in known for member in value):
             raise ValueError(f"must be a tuple of some of {listed}")
+        if len(set(value)) < len(value):
+            raise ValueError("must name each once")
         if "none" in value and len(value) > 1:
             raise ValueError("none goes alone")
 
     @_with_check(check_choices)
     def parse_choices(text: str) -> tuple[str, ...]:
-        given = tuple(dict.fromkeys(filter(None, (member.strip() for member in text.split(",")))))
+        given = tuple(dict.fromkeys(filter(None, (member.strip() for member in text.lower().split(",")))))
         usable = tuple(member for member in given if member in known)
         if "none" in usable and len(usable) > 1:
             usable = tuple(member for member in usable if member != "none")
@@ -189,3 +208,17 @@ def choices(*known: str) -> Callable[[str], tuple[str, ...]]:
         return usable
 
     return parse_choices
+
+
+def _check_names(value: Any) -> None:
+    dotted = isinstance(value, tuple) and all(isinstance(name, str) for name in value)
+    if not dotted or not all(part.isidentifier() for name in value for part in name.split(".")):
+        raise ValueError("must be dotted module names separated by commas")
+
+
+@_with_check(_check_names)
+def names(text: str) -> tuple[str, ...]:
+    """Dotted module names, comma-separated."""
+    value = tuple(filter(None, (member.strip() for member in text.split(","))))
+    _check_names(value)
+    return value

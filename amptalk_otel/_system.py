@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 import psutil
 
@@ -27,7 +29,10 @@ class CpuWindow:
         self._lock = threading.Lock()
         self._value: float | None = None
         self._looked_at = time.monotonic()
-        self._busy, self._available = sample()
+        self._busy = self._available = 0.0
+        self._begun = False
+        with contextlib.suppress(Exception):  # what fails now fails again, and is told, when somebody reads
+            self._begin()
 
     def read(self) -> float | None:
         """Between 0 and 1; None in the first tenth of a second."""
@@ -35,6 +40,9 @@ class CpuWindow:
             window_s = time.monotonic() - self._looked_at
             if window_s < (_FIRST_WINDOW_S if self._value is None else _MIN_WINDOW_S):
                 return self._value
+            if not self._begun:
+                self._begin()
+                return None
             busy, available = self._sample()
             if available > self._available:
                 value = (busy - self._busy) / (available - self._available)
@@ -42,14 +50,17 @@ class CpuWindow:
             self._looked_at, self._busy, self._available = time.monotonic(), busy, available
             return self._value
 
+    def _begin(self) -> None:
+        self._busy, self._available = self._sample()
+        self._looked_at = time.monotonic()
+        self._begun = True
+
 
 class System:
-    """What psutil tells about this machine and process. Each method is one read, 10-100 µs, no I/O besides."""
+    """What psutil tells about this machine and process. Each method is one read of psutil's, and no I/O besides."""
 
     def __init__(self) -> None:
-        self._process = psutil.Process()
         self._cpus = _cpus_available()
-        self._anchor_s = time.time() - self._process.create_time() - time.monotonic()
         self._system_cpu = CpuWindow(_system_cpu_times)
         self._process_cpu = CpuWindow(self._process_cpu_times)
 
@@ -75,6 +86,14 @@ class System:
     def process_uptime(self) -> float:
         """Seconds since the process was created: wall time once, monotonic from then on."""
         return self._anchor_s + time.monotonic()
+
+    @cached_property
+    def _process(self) -> psutil.Process:
+        return psutil.Process()
+
+    @cached_property
+    def _anchor_s(self) -> float:
+        return float(time.time() - self._process.create_time() - time.monotonic())
 
     def _process_cpu_times(self) -> tuple[float, float]:
         times = self._process.cpu_times()

@@ -69,6 +69,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("departed_agents_linger_s", ("AMPTALK_OTEL_DEPARTED_AGENTS_LINGER",), types.milliseconds,
             "How long the last values of an unregistered agent stay on the page, so that the next scrape sees them; "
             "the variable is in milliseconds."),
+    Setting("modules", ("AMPTALK_OTEL_MODULES",), types.names,
+            "Zero-code start: further modules whose class `Orchestrator` is instrumented, comma-separated, "
+            "each the end of a dotted name."),
 )  # fmt: skip
 """Every setting, in the order of the documentation."""
 
@@ -92,7 +95,7 @@ class Config:
     otlp_protocol: str = "http/protobuf"
     otlp_endpoint: str | None = None
     otlp_metrics_endpoint: str | None = None
-    otlp_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    otlp_headers: Mapping[str, str] = field(default_factory=dict)
     otlp_timeout_s: float = 10.0
     otlp_compression: str = "none"
     otlp_insecure: bool | None = None
@@ -102,15 +105,22 @@ class Config:
     exemplar_filter: str = "trace_based"
     message_size_sample_every: int = 100
     departed_agents_linger_s: float = 300.0
+    modules: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for setting in SETTINGS:
             value = getattr(self, setting.field)
+            if value is None and self.__dataclass_fields__[setting.field].default is None:
+                continue
             try:
                 types.check(setting.parse, value)
             except ValueError as error:
-                shown = "(hidden)" if setting.secret else repr(value)
-                raise ValueError(f"{setting.field}={shown}: {error}") from None
+                raise ValueError(f"{setting.field}={_quoted(setting, value)}: {error}") from None
+
+    def __repr__(self) -> str:
+        """All settings but the secret ones."""
+        shown = (f"{row.field}={_quoted(row, getattr(self, row.field))}" for row in SETTINGS if not row.secret)
+        return f"Config({', '.join(shown)})"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, *, strict: bool = False, **arguments: Any) -> Config:
@@ -145,7 +155,7 @@ def _from_environ(setting: Setting, environ: Mapping[str, str], strict: bool) ->
         try:
             return setting.parse(text)
         except ValueError as error:
-            shown = "(hidden)" if setting.secret else repr(text)
+            shown = _quoted(setting, text)
             if strict:
                 raise ValueError(f"{variable}={shown}: {error}") from None
             used = error.usable if isinstance(error, types.PartlyUsableError) else DEFAULTS[setting.field]
@@ -154,7 +164,16 @@ def _from_environ(setting: Setting, environ: Mapping[str, str], strict: bool) ->
     return None
 
 
+def _quoted(setting: Setting, value: Any) -> str:
+    """A value as it may be logged: without secrets, in one line."""
+    if setting.secret:
+        return "(hidden)"
+    if setting.parse is types.url and isinstance(value, str):
+        value = types.without_credentials(value)
+    return repr(value)
+
+
 def _shown(setting: Setting, value: Any) -> str:
-    if setting.secret or value is None or value == {}:
+    if setting.secret or value in (None, {}, ()):
         return "nothing"
     return ",".join(value) if isinstance(value, tuple) else str(value)

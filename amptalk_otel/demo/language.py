@@ -46,7 +46,7 @@ class TermWeights:
     """Tf-idf over the texts seen so far."""
 
     def __init__(self) -> None:
-        self.documents = 0
+        self.documents: int = 0
         self._document_frequency: Counter[str] = Counter()
 
     def add(self, terms: Sequence[str]) -> None:

@@ -27,8 +27,8 @@ class Screen(Protocol):
 class PlainScreen:
     """Prints each block below the one before."""
 
-    first_after_s = 2.0
-    period_s = 2.0
+    first_after_s: float = 2.0
+    period_s: float = 2.0
     color = False
 
     def __init__(self, out: TextIO) -> None:
@@ -53,8 +53,8 @@ class PlainScreen:
 class LiveScreen:
     """Draws each block over the one before, in one write, with the cursor hidden."""
 
-    first_after_s = 0.0
-    period_s = 0.5
+    first_after_s: float = 0.0
+    period_s: float = 0.5
 
     def __init__(self, out: TextIO, *, color: bool) -> None:
         self.color = color

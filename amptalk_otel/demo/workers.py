@@ -64,7 +64,7 @@ class LanguageAgent(SimpleAgent):
 
     def __init__(self) -> None:
         super().__init__(LANGUAGE, "Language")
-        self.term_weights = TermWeights()
+        self.term_weights: TermWeights = TermWeights()
         self.speakers: dict[str, SpeakerStatistics] = defaultdict(SpeakerStatistics)
         self.register_message_handler(MessageType.TRANSCRIPTION_RESULT, self._analyse)
 
@@ -94,8 +94,8 @@ class GlossaryAgent(SimpleAgent):
 
     def __init__(self, glossary: RemoteGlossary) -> None:
         super().__init__(GLOSSARY, "Glossary")
-        self.base_retry_delay = 0.05
-        self.max_retry_delay = 0.4
+        self.base_retry_delay: float = 0.05
+        self.max_retry_delay: float = 0.4
         self._glossary = glossary
         self.register_message_handler(MessageType.ENTITY_REQUEST, self._explain)
 

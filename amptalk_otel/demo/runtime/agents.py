@@ -15,7 +15,7 @@ from .messages import Message, MessageType
 from .state import StateManager, StorageType, create_state_manager
 from .stats import AgentStats
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 ErrorHandler = Callable[[Message, dict[str, Any]], Awaitable["list[Message] | None"]]
 MessageHandler = Callable[[Message], Awaitable["list[Message] | None"]]
@@ -36,28 +36,30 @@ class Agent(ABC):
         name: str | None = None,
         communication_config: CommunicationConfig | None = None,
     ) -> None:
-        self.agent_id = agent_id or str(uuid.uuid4())
-        self.name = name or f"{type(self).__name__}-{self.agent_id[:8]}"
+        self.agent_id: str = agent_id or str(uuid.uuid4())
+        self.name: str = name or f"{type(self).__name__}-{self.agent_id[:8]}"
         self.input_queue: asyncio.Queue[Message] = asyncio.Queue()
         self.message_handlers: dict[MessageType, MessageHandler] = {}
-        self.is_running = False
+        self.is_running: bool = False
         self.connected_agents: dict[str, Agent] = {}
         self.state: dict[str, Any] = {}
         self.tasks: list[asyncio.Task[None]] = []
         self.communication_config = communication_config
-        self.communication_manager = CommunicationManager(communication_config) if communication_config else None
-        self.stats = AgentStats()
+        self.communication_manager: CommunicationManager | None = (
+            CommunicationManager(communication_config) if communication_config else None
+        )
+        self.stats: AgentStats = AgentStats()
         self.enable_performance_monitoring = False
         self._performance_monitor: Any = None
         self.max_retry_attempts = 3
-        self.base_retry_delay = 1.0
-        self.max_retry_delay = 30.0
-        self.retry_jitter = 0.1
+        self.base_retry_delay: float = 1.0
+        self.max_retry_delay: float = 30.0
+        self.retry_jitter: float = 0.1
         self.error_handlers: dict[str, ErrorHandler] = {}
         self.state_manager: StateManager | None = None
         self.state_persistence_enabled = False
         self.state_persistence_path: str | None = None
-        self.state_persistence_interval = 60.0
+        self.state_persistence_interval: float = 60.0
 
     @abstractmethod
     async def process_message(self, message: Message) -> list[Message] | None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from .messages import Message
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class Receiver(Protocol):
@@ -49,8 +49,8 @@ class CommunicationManager:
     """Carries messages in the way its configuration says."""
 
     def __init__(self, config: CommunicationConfig | None = None) -> None:
-        self.config = config or CommunicationConfig()
-        self.tracker = MessageTracker()
+        self.config: CommunicationConfig = config or CommunicationConfig()
+        self.tracker: MessageTracker = MessageTracker()
 
     async def send_message(self, message: Message, target_agent: Receiver) -> bool:
         """Deliver to the target; False when expired, unsupported or failed."""

@@ -12,7 +12,7 @@ from .agents import Agent
 from .communication import CommunicationConfig, CommunicationManager
 from .messages import Message
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 EventHook = Callable[..., Awaitable[Any]]
 EVENTS = (
@@ -37,13 +37,13 @@ class Orchestrator:
         communication_config: CommunicationConfig | None = None,
     ) -> None:
         self.name = name
-        self.orchestrator_id = str(uuid.uuid4())
+        self.orchestrator_id: str = str(uuid.uuid4())
         self.agents: dict[str, Agent] = {}
         self.agent_groups: dict[str, set[str]] = {}
-        self.is_running = False
+        self.is_running: bool = False
         self.tasks: list[asyncio.Task[None]] = []
         self.communication_config = communication_config
-        self.communication_manager = CommunicationManager(communication_config)
+        self.communication_manager: CommunicationManager = CommunicationManager(communication_config)
         self.event_hooks: dict[str, list[EventHook]] = {event: [] for event in EVENTS}
         self.enable_performance_monitoring = False
         self._performance_monitor: Any = None

@@ -27,7 +27,7 @@ class MemoryOptimizer:
 
     def __init__(self, max_size_bytes: int = DEFAULT_MAX_SIZE_BYTES) -> None:
         self.max_size_bytes = max_size_bytes
-        self.current_size_bytes = 0
+        self.current_size_bytes: int = 0
         self._sizes: dict[str, int] = {}
 
     @property
@@ -66,9 +66,9 @@ class StateManager:
         if storage_type is StorageType.FILE and storage_path is None:
             raise ValueError("file storage needs a storage_path")
         self.storage_type = storage_type
-        self.storage_path = Path(storage_path) if storage_path is not None else None
+        self.storage_path: Path | None = Path(storage_path) if storage_path is not None else None
         self.memory_data: dict[str, dict[str, Any]] = {}
-        self.memory_optimizer = MemoryOptimizer(max_size_bytes)
+        self.memory_optimizer: MemoryOptimizer = MemoryOptimizer(max_size_bytes)
 
     async def save_state(self, agent_id: str, data: dict[str, Any]) -> bool:
         text = json.dumps(data)
