@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
@@ -22,18 +22,19 @@ from amptalk_otel import _guard
 from amptalk_otel._catalogue import (
     CATALOGUE,
     MESSAGE_SIZE,
+    OPERATION_DURATION,
     PROCESS_DURATION,
     STATE_OPERATION_DURATION,
     WAIT_DURATION,
     Kind,
     Metric,
-    Owner,
     Snapshot,
     agent_attributes,
+    operation_attributes,
     samples,
     state_operation_attributes,
 )
-from amptalk_otel._recorder import AgentRecorder, StateOwner
+from amptalk_otel._recorder import AgentRecorder, OperationKey, OperationRecorder, Reported
 from amptalk_otel._sdk_series import forget_series
 from amptalk_otel._system import System
 from amptalk_otel._version import __version__
@@ -70,7 +71,7 @@ class InstrumentsBridge:
         with self._lock:
             self._sources = tuple(other for other in self._sources if other != source)
 
-    def report(self, owner: StateOwner) -> None:
+    def report(self, owner: Reported) -> None:
         """Let an owner's durations and sizes into this bridge's histograms, once however many ask."""
         with self._lock:
             observer, askers = self._reported.get(id(owner), (None, 0))
@@ -79,17 +80,17 @@ class InstrumentsBridge:
                 owner.observers = (*owner.observers, observer)
             self._reported[id(owner)] = (observer, askers + 1)
 
-    def withdraw(self, owners: Iterable[StateOwner]) -> None:
+    def withdraw(self, owners: Iterable[Reported]) -> None:
         """Take `report` back. The series of owners that nobody reports any more go, as far as the provider can."""
         leaving = [owner for owner in owners if self._withdraw_one(owner)]
         if not leaving:
             return
-        identities = {_identity(_owner_attributes(owner)) for owner in leaving}
+        identities = {identity for owner in leaving for identity in _identities(owner)}
         for name, instrument in self._instruments.items():
-            if name.startswith(("amptalk.agent.", "amptalk.state.")):
+            if name.startswith(("amptalk.agent.", "amptalk.state.", "amptalk.operation.")):
                 forget_series(instrument, lambda attributes: _identity(attributes) in identities)
 
-    def _withdraw_one(self, owner: StateOwner) -> bool:
+    def _withdraw_one(self, owner: Reported) -> bool:
         with self._lock:
             observer, askers = self._reported.pop(id(owner), (None, 0))
             if observer is not None and askers > 1:
@@ -114,7 +115,7 @@ class InstrumentsBridge:
         if not self._sources or self._system is None:
             return []
         try:
-            snapshot = Snapshot() if metric.owner is Owner.PROCESS else self._snapshot(metric.name)
+            snapshot = self._snapshot(metric.name)
             return [
                 Observation(value, attributes)
                 for attributes, value in samples(metric, snapshot, self._system)
@@ -137,7 +138,7 @@ class InstrumentsBridge:
         if readers is None or reader in readers or now > collection.until:
             collection.readers = readers = set()
             collection.until = now + _SNAPSHOT_LASTS_S
-            collection.snapshot = _merged(source() for source in self._sources)
+            collection.snapshot = sum((source() for source in self._sources), Snapshot())
         readers.add(reader)
         snapshot: Snapshot = collection.snapshot
         return snapshot
@@ -146,11 +147,12 @@ class InstrumentsBridge:
 class HistogramObserver:
     """Hands one owner's values to SDK histograms, with attribute sets built once per message type."""
 
-    def __init__(self, instruments: Mapping[str, Any], owner: StateOwner) -> None:
+    def __init__(self, instruments: Mapping[str, Any], owner: Reported) -> None:
         self._wait: Histogram = instruments[WAIT_DURATION]
         self._process: Histogram = instruments[PROCESS_DURATION]
         self._size: Histogram = instruments[MESSAGE_SIZE]
         self._state: Histogram = instruments[STATE_OPERATION_DURATION]
+        self._operation: Histogram = instruments[OPERATION_DURATION]
         self._owner_attributes = _owner_attributes(owner)
         self._attributes: dict[str, dict[str, str]] = {}
 
@@ -167,6 +169,9 @@ class HistogramObserver:
         attributes = state_operation_attributes(storage, operation, error_type)
         self._state.record(seconds, {**self._owner_attributes, **attributes})
 
+    def measured(self, key: OperationKey, seconds: float) -> None:
+        self._operation.record(seconds, operation_attributes(key))
+
     def _of_type(self, message_type: str) -> dict[str, str]:
         try:
             return self._attributes[message_type]
@@ -175,25 +180,21 @@ class HistogramObserver:
             return attributes
 
 
-def _owner_attributes(owner: StateOwner) -> dict[str, str]:
+def _owner_attributes(owner: Reported) -> dict[str, str]:
     if isinstance(owner, AgentRecorder):
         return agent_attributes(owner.agent_id, owner.agent_name, owner.orchestrator_name)
     return {}
 
 
 def _identity(attributes: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(attributes.get(key) for key in ("agent.id", "agent.name", "orchestrator.name"))
+    return tuple(attributes.get(key) for key in ("agent.id", "agent.name", "orchestrator.name", "operation.name"))
 
 
-def _merged(snapshots: Iterator[Snapshot]) -> Snapshot:
-    merged = Snapshot()
-    for snapshot in snapshots:
-        merged = Snapshot(
-            merged.agents + snapshot.agents,
-            merged.orchestrators + snapshot.orchestrators,
-            merged.states + snapshot.states,
-        )
-    return merged
+def _identities(owner: Reported) -> list[tuple[Any, ...]]:
+    """What tells an owner's series from others'."""
+    if isinstance(owner, OperationRecorder):
+        return [_identity(operation_attributes(key)) for key in owner.durations.copy()]
+    return [_identity(_owner_attributes(owner))]
 
 
 def _create(meter: Meter, metric: Metric, callback: Callable[[CallbackOptions], Iterable[Observation]]) -> Any:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, Distribution
-from amptalk_otel._reading import AgentReading, OrchestratorReading, StateReading, TypeReading
+from amptalk_otel._reading import AgentReading, OperationReading, OrchestratorReading, StateReading, TypeReading
+from amptalk_otel._recorder import OperationKey
 from amptalk_otel._system import System
 
 Attributes = Mapping[str, str]
@@ -37,6 +39,7 @@ class Owner(Enum):
     AGENT = "agent"
     ORCHESTRATOR = "orchestrator"
     STATE = "state"
+    OPERATION = "operation"
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,20 @@ class Metric:
 class Snapshot:
     """All readings of one collection."""
 
+    machine: bool = False  # whether machine and process are reported
     agents: tuple[AgentReading, ...] = ()
     orchestrators: tuple[OrchestratorReading, ...] = ()
     states: tuple[StateReading, ...] = ()  # of state managers that are watched without their agent
+    operations: tuple[OperationReading, ...] = ()
+
+    def __add__(self, other: Snapshot) -> Snapshot:
+        return Snapshot(
+            self.machine or other.machine,
+            self.agents + other.agents,
+            self.orchestrators + other.orchestrators,
+            self.states + other.states,
+            self.operations + other.operations,
+        )
 
 
 def samples(metric: Metric, snapshot: Snapshot, system: System) -> Iterator[Sample]:
@@ -71,19 +85,20 @@ def samples(metric: Metric, snapshot: Snapshot, system: System) -> Iterator[Samp
 
 def _sources(owner: Owner, snapshot: Snapshot, system: System) -> Iterator[tuple[Attributes, Any]]:
     if owner is Owner.PROCESS:
-        yield {}, system
-    elif owner is Owner.AGENT:
-        for agent in snapshot.agents:
-            yield agent_attributes(agent.agent_id, agent.agent_name, agent.orchestrator_name), agent
-    elif owner is Owner.ORCHESTRATOR:
-        for orchestrator in snapshot.orchestrators:
-            yield {"orchestrator.name": orchestrator.name}, orchestrator
-    else:
-        for agent in snapshot.agents:
-            for state in agent.states:
-                yield agent_attributes(agent.agent_id, agent.agent_name, agent.orchestrator_name), state
-        for state in snapshot.states:
-            yield {}, state
+        return iter([({}, system)] if snapshot.machine else [])
+    if owner is Owner.AGENT:
+        return ((attributes_of(agent), agent) for agent in snapshot.agents)
+    if owner is Owner.ORCHESTRATOR:
+        return (({"orchestrator.name": one.name}, one) for one in snapshot.orchestrators)
+    if owner is Owner.OPERATION:
+        return ((operation_attributes(one.key), one) for one in snapshot.operations)
+    with_agent = ((attributes_of(agent), state) for agent in snapshot.agents for state in agent.states)
+    return chain(with_agent, (({}, state) for state in snapshot.states))
+
+
+def attributes_of(agent: AgentReading) -> dict[str, str]:
+    """The owner's attributes of a reading."""
+    return agent_attributes(agent.agent_id, agent.agent_name, agent.orchestrator_name)
 
 
 def agent_attributes(agent_id: str, agent_name: str, orchestrator_name: str | None) -> dict[str, str]:
@@ -91,6 +106,15 @@ def agent_attributes(agent_id: str, agent_name: str, orchestrator_name: str | No
     attributes = {"agent.id": agent_id, "agent.name": agent_name}
     if orchestrator_name is not None:
         attributes["orchestrator.name"] = orchestrator_name
+    return attributes
+
+
+def operation_attributes(key: OperationKey) -> dict[str, str]:
+    """The attributes of `amptalk.operation.duration`."""
+    agent_id, agent_name, operation = key
+    attributes = {"agent.id": agent_id, "operation.name": operation}
+    if agent_name is not None:
+        attributes["agent.name"] = agent_name
     return attributes
 
 
@@ -184,6 +208,7 @@ WAIT_DURATION = "amptalk.agent.message.wait.duration"
 PROCESS_DURATION = "amptalk.agent.message.process.duration"
 MESSAGE_SIZE = "amptalk.agent.message.size"
 STATE_OPERATION_DURATION = "amptalk.state.operation.duration"
+OPERATION_DURATION = "amptalk.operation.duration"
 
 CATALOGUE: tuple[Metric, ...] = (
     Metric(
@@ -325,6 +350,11 @@ CATALOGUE: tuple[Metric, ...] = (
         STATE_OPERATION_DURATION, Kind.HISTOGRAM, "s",
         "Time of saving (write), loading (read) and deleting states.",
         Owner.STATE, _state_durations, ("state.storage", "state.operation", "error.type"), DURATION_BOUNDS_S,
+    ),
+    Metric(
+        OPERATION_DURATION, Kind.HISTOGRAM, "s",
+        "Time of operations that the program measures itself with `measure_execution_time`.",
+        Owner.OPERATION, lambda operation: [({}, operation.duration)], ("operation.name",), DURATION_BOUNDS_S,
     ),
 )  # fmt: skip
 """All metrics, in the order of the documentation."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 OTHER = "_OTHER"
@@ -29,12 +31,13 @@ def message_of(item: Any) -> Any:
     return item
 
 
-def message_type_of(message: Any) -> str:
+def message_type_of(message: Any, type_of: Callable[[Any], object] = attrgetter("message_type")) -> str:
     """`message.type`: the enum's value; `_OTHER` for what is no message."""
-    kind = getattr(message, "message_type", None)
-    if kind is None:
-        return OTHER
-    return clean(getattr(kind, "value", kind))
+    try:
+        kind = type_of(message)
+    except (AttributeError, KeyError, TypeError, IndexError):
+        kind = None
+    return OTHER if kind is None else clean(getattr(kind, "value", kind))
 
 
 def error_type_of(error: BaseException) -> str:

@@ -9,26 +9,9 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 
-class AgentLike(Protocol):
-    """An agent of the framework: an inbox, and a coroutine that processes one message."""
-
-    @property
-    def agent_id(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def input_queue(self) -> Any: ...
-    @property
-    def is_running(self) -> bool: ...
-
-    async def process_message(self, message: Any, /) -> Any: ...
-
-
 class OrchestratorLike(Protocol):
     """An orchestrator: agents by id."""
 
-    @property
-    def name(self) -> str: ...
     @property
     def agents(self) -> Mapping[str, Any]: ...
 
@@ -39,6 +22,10 @@ class StateManagerLike(Protocol):
     async def save_state(self, state_id: str, data: Any, /) -> Any: ...
     async def load_state(self, state_id: str, /) -> Any: ...
     async def delete_state(self, state_id: str, /) -> Any: ...
+
+
+ORCHESTRATOR_ATTRIBUTES = ("agents",)
+STATE_MANAGER_ATTRIBUTES = ("save_state", "load_state")
 
 
 def missing_attributes(target: object, names: tuple[str, ...]) -> tuple[str, ...]:

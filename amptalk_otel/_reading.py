@@ -12,6 +12,8 @@ from amptalk_otel._recorder import (
     TAKEN,
     UNREGISTERED,
     AgentRecorder,
+    OperationKey,
+    OperationRecorder,
     OrchestratorRecorder,
     StateRecorder,
     TypeRecorder,
@@ -130,6 +132,14 @@ class OrchestratorReading:
     undeliverable: dict[tuple[str, str], int]
 
 
+@dataclass(frozen=True)
+class OperationReading:
+    """How long one operation of one agent took, measured by the program."""
+
+    key: OperationKey
+    duration: Distribution
+
+
 def _merged(distributions: Iterable[Distribution], bounds: tuple[float, ...]) -> Distribution:
     return sum(distributions, Distribution.empty(bounds))
 
@@ -178,10 +188,12 @@ def oldest_age_s(recorder: AgentRecorder) -> float | None:
     """Seconds that the oldest message with a known arrival has waited; None where there is none."""
     for _ in range(_TRIES):
         try:
-            arrived_at = next((moment for moment in recorder.arrivals.values() if moment), None)
+            arrivals = [next(iter(recorder.arrivals.values()), None)]
+            arrivals += [again[0] for again in recorder.arrived_again.values()]
         except RuntimeError:  # the inbox changed while we looked
             continue
-        return None if arrived_at is None else max(0.0, recorder.clock() - arrived_at)
+        oldest = min((arrived_at for arrived_at in arrivals if arrived_at is not None), default=None)
+        return None if oldest is None else max(0.0, recorder.clock() - oldest)
     return None
 
 
@@ -193,3 +205,7 @@ def read_state(recorder: StateRecorder, size_bytes: int | None = None, items: in
 
 def read_orchestrator(recorder: OrchestratorRecorder, *, running: int, stopped: int) -> OrchestratorReading:
     return OrchestratorReading(recorder.name, running, stopped, recorder.routed.copy(), recorder.undeliverable.copy())
+
+
+def read_operations(recorder: OperationRecorder) -> tuple[OperationReading, ...]:
+    return tuple(OperationReading(key, buckets.copy()) for key, buckets in recorder.durations.copy().items())

@@ -12,8 +12,11 @@ is a matter of subtraction: in flight = taken - (processed + failed + cancelled)
 from __future__ import annotations
 
 import asyncio
+import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
+from operator import attrgetter
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -35,14 +38,26 @@ class Observer(Protocol):
     def worked(self, message_type: str, seconds: float) -> None: ...
     def sized(self, message_type: str, size_bytes: int) -> None: ...
     def operated(self, storage: str, operation: str, error_type: str | None, seconds: float) -> None: ...
+    def measured(self, key: OperationKey, seconds: float) -> None: ...
 
 
-class StateOwner:
+OperationKey = tuple[str, "str | None", str]
+"""(agent.id, agent.name where it is known, operation.name)"""
+
+
+class Reported:
+    """Whatever is measured and has observers."""
+
+    def __init__(self) -> None:
+        self.observers: tuple[Observer, ...] = ()
+
+
+class StateOwner(Reported):
     """Whatever has state managers: an agent, or nobody in particular."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.states: list[StateRecorder] = []
-        self.observers: tuple[Observer, ...] = ()
 
 
 class TypeRecorder:
@@ -81,17 +96,33 @@ class TypeRecorder:
 class Flight:
     """One message between being taken from the inbox and being finished."""
 
-    __slots__ = ("attempting", "attempts", "error_type", "record", "retry_count", "started", "taken_at", "task")
+    __slots__ = (
+        "attempting",
+        "attempts",
+        "error_type",
+        "record",
+        "retry_count",
+        "started",
+        "taken_at",
+        "taken_by",
+        "worker_id",
+    )
 
     def __init__(self, record: TypeRecorder, taken_at: float, task: asyncio.Task[Any] | None) -> None:
         self.record = record
         self.taken_at = taken_at
-        self.task = task
+        # Weakly: a task that nobody else holds keeps its agent alive.
+        self.taken_by = weakref.ref(task) if task is not None else _nobody
         self.started = False
+        self.worker_id = 0  # id of the task that processes it; alive as long as it does
         self.attempts = 0
         self.attempting = False
         self.error_type: str | None = None  # of the last failed attempt
         self.retry_count: int | None = None  # what the message's metadata said before the first retry
+
+
+def _nobody() -> None:
+    return None
 
 
 class AgentRecorder(StateOwner):
@@ -104,6 +135,8 @@ class AgentRecorder(StateOwner):
         *,
         orchestrator_name: str | None = None,
         size_sample_every: int = 100,
+        type_of: Callable[[Any], object] = attrgetter("message_type"),
+        payload_of: Callable[[Any], Any] = attrgetter("payload"),
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         super().__init__()
@@ -114,11 +147,13 @@ class AgentRecorder(StateOwner):
         self.departed_at: float | None = None
         self.records: list[TypeRecorder] = []
         self.arrivals: dict[int, float] = {}  # id of the inbox item -> when; its first entry is the oldest
-        self._arrived_again: dict[int, deque[float]] = {}  # the same object, more than once in the inbox
+        self.arrived_again: dict[int, deque[float]] = {}  # the same object, more than once in the inbox
         self._by_type: dict[object, TypeRecorder] = {}
         self._flights: dict[int, Flight] = {}  # id of the message -> flight
         self._unstarted = 0
         self._size_sample_every = size_sample_every
+        self._type_of = type_of
+        self._payload_of = payload_of
         self.clock = clock
 
     # -- inbox ---------------------------------------------------------------------------------------
@@ -126,7 +161,6 @@ class AgentRecorder(StateOwner):
     def waiting(self, item: Any) -> None:
         """`item` was in the inbox before we came: received and queued, with no known arrival."""
         self._record_of(item).received += 1
-        self._remember_arrival(id(item), _UNKNOWN_ARRIVAL)
 
     def arrived(self, item: Any) -> None:
         """`item` was put into the inbox."""
@@ -143,11 +177,13 @@ class AgentRecorder(StateOwner):
         message = message_of(item)
         record = self._record_of(message)
         arrived_at = self.arrivals.pop(id(item), _UNKNOWN_ARRIVAL)
-        if self._arrived_again:
-            self._next_arrival(id(item))
+        if self.arrived_again and not arrived_at:
+            arrived_at = self._next_arrival(id(item))
         if not own_loop or (self._flights and self._busy_with(task)):
             count(record.dropped, TAKEN)
         else:
+            if self._unstarted:
+                self._give_up_namesake(id(message))
             self._flights[id(message)] = Flight(record, now, task)
             self._unstarted += 1
             record.taken += 1
@@ -159,7 +195,7 @@ class AgentRecorder(StateOwner):
 
     def _busy_with(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether a handler running in `task` drains its own inbox: that message never reaches the loop."""
-        return any(flight.started and flight.task is task for flight in list(self._flights.values()))
+        return any(flight.started and flight.worker_id == id(task) for flight in list(self._flights.values()))
 
     # -- processing ----------------------------------------------------------------------------------
 
@@ -169,20 +205,35 @@ class AgentRecorder(StateOwner):
         if flight is None or flight.started:
             return None
         flight.started = True
+        flight.worker_id = id(current_task())
         self._unstarted -= 1
         if self._unstarted:
             self._give_up_lost(flight)
         return flight
 
     def _give_up_lost(self, current: Flight) -> None:
-        """Messages that the loop took earlier and never began: it raised in between, and has moved on."""
+        """Messages that the loop took earlier and never began: it raised in between, and has moved on.
+
+        Or they were taken by a task that has ended since: a loop before a restart, or `wait_for`'s.
+        """
+        loop_task = current.taken_by()
         for key, flight in list(self._flights.items()):
             if flight is current:
                 break
-            if not flight.started and flight.task is current.task:
-                del self._flights[key]
-                self._unstarted -= 1
-                count(flight.record.failed, OTHER)
+            task = flight.taken_by()
+            if not flight.started and (task is None or task is loop_task or task.done()):
+                self._give_up(key, flight)
+
+    def _give_up_namesake(self, key: int) -> None:
+        """A message that was never begun and is gone: another one has its address now."""
+        flight = self._flights.get(key)
+        if flight is not None and not flight.started:
+            self._give_up(key, flight)
+
+    def _give_up(self, key: int, flight: Flight) -> None:
+        del self._flights[key]
+        self._unstarted -= 1
+        count(flight.record.failed, OTHER)
 
     def processed(self, flight: Flight, message: Any) -> None:
         ended_at = self.clock()
@@ -255,19 +306,22 @@ class AgentRecorder(StateOwner):
         """A departed agent is watched again: its counters go on from where they stood."""
         self.departed_at = None
 
-    def away_s(self) -> float:
-        """Seconds since the agent was let go; 0 for one that is watched."""
-        return self.clock() - self.departed_at if self.departed_at is not None else 0.0
-
     def let_go(self) -> None:
         """The agent is no longer watched: what still waits in its inbox is dropped as `unregistered`."""
+        self._drop_waiting(UNREGISTERED)
+        self.departed_at = self.clock()
+
+    def inbox_replaced(self) -> None:
+        """The agent was given another inbox: what still waits in the former one is dropped as `taken`."""
+        self._drop_waiting(TAKEN)
+
+    def _drop_waiting(self, reason: str) -> None:
         for record in list(self.records):
             waiting = queued_of(record)
             if waiting > 0:
-                record.dropped[UNREGISTERED] = record.dropped.get(UNREGISTERED, 0) + waiting
+                record.dropped[reason] = record.dropped.get(reason, 0) + waiting
         self.arrivals.clear()
-        self._arrived_again.clear()
-        self.departed_at = self.clock()
+        self.arrived_again.clear()
 
     # -- inside --------------------------------------------------------------------------------------
 
@@ -279,39 +333,44 @@ class AgentRecorder(StateOwner):
             return self._find_record(message_of(item))
 
     def _find_record(self, message: Any) -> TypeRecorder:
-        message_type = message_type_of(message)
+        message_type = message_type_of(message, self._type_of)
         record = next((record for record in self.records if record.message_type == message_type), None)
         if record is None and len(self.records) >= MAX_DISTINCT:
             return self._find_other()
         if record is None:
             record = TypeRecorder(message_type)
             self.records.append(record)
-        raw = getattr(getattr(message, "message_type", None), "_value_", message_type)
+        raw = getattr(getattr(message, "message_type", None), "_value_", None)
         if isinstance(raw, (str, int)):
-            self._by_type[raw] = record
+            self._by_type[raw] = record  # next time without the search
         return record
 
     def _find_other(self) -> TypeRecorder:
-        if self.records[-1].message_type != OTHER:
-            self.records.append(TypeRecorder(OTHER))
-        return self.records[-1]
+        other = next((record for record in self.records if record.message_type == OTHER), None)
+        if other is None:
+            other = TypeRecorder(OTHER)
+            self.records.append(other)
+        return other
 
     def _remember_arrival(self, key: int, arrived_at: float) -> None:
-        if key in self.arrivals:
-            self._arrived_again.setdefault(key, deque()).append(arrived_at)
+        if key in self.arrivals or key in self.arrived_again:
+            self.arrived_again.setdefault(key, deque()).append(arrived_at)
         else:
             self.arrivals[key] = arrived_at
 
-    def _next_arrival(self, key: int) -> None:
-        again = self._arrived_again.get(key)
+    def _next_arrival(self, key: int) -> float:
+        again = self.arrived_again.get(key)
         if again is None:
-            return
-        self.arrivals[key] = again.popleft()
-        if not again:
-            del self._arrived_again[key]
+            return _UNKNOWN_ARRIVAL
+        arrived_at = again[0]
+        if len(again) == 1:
+            del self.arrived_again[key]
+        else:
+            again.popleft()
+        return arrived_at
 
     def _measure_size(self, record: TypeRecorder, item: Any) -> None:
-        size_bytes = payload_size(getattr(message_of(item), "payload", None))
+        size_bytes = payload_size(self._payload_of(message_of(item)))
         if size_bytes is None:
             return
         record.size.record(size_bytes)
@@ -322,6 +381,14 @@ class AgentRecorder(StateOwner):
 def queued_of(record: TypeRecorder) -> int:
     """Messages of this type in the inbox, by subtraction."""
     return record.received - record.taken - record.dropped.get(TAKEN, 0) - record.dropped.get(UNREGISTERED, 0)
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """The task under way; None where no loop runs, or a callback."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 def _retry_count(message: Any) -> int | None:
@@ -360,10 +427,34 @@ class StateRecorder:
 
     def operated(self, operation: str, seconds: float, error: BaseException | None) -> None:
         key = (operation, None if error is None else error_type_of(error))
-        if key not in self.durations and len(self.durations) >= MAX_DISTINCT:
+        if error is not None and key not in self.durations and len(self.durations) >= MAX_DISTINCT:
             key = (operation, OTHER)
         if key not in self.durations:
             self.durations[key] = BucketCounts(DURATION_BOUNDS_S)
         self.durations[key].record(seconds)
         for observer in self.owner.observers:
             observer.operated(self.storage, key[0], key[1], seconds)
+
+
+class OperationRecorder(Reported):
+    """The durations of operations that a program measures itself. May be written from any thread."""
+
+    def __init__(self, *, clock: Callable[[], float] = perf_counter) -> None:
+        super().__init__()
+        self.durations: dict[OperationKey, BucketCounts] = {}
+        self.clock = clock
+        self._lock = threading.Lock()
+
+    def measured(self, agent_id: str, agent_name: str | None, operation: str, seconds: float) -> None:
+        """One operation took `seconds`. After 50 operations of an agent the rest is `_OTHER`."""
+        with self._lock:
+            key = self._key(agent_id, agent_name, operation)
+            self.durations.setdefault(key, BucketCounts(DURATION_BOUNDS_S)).record(seconds)
+        for observer in self.observers:
+            observer.measured(key, seconds)
+
+    def _key(self, agent_id: str, agent_name: str | None, operation: str) -> OperationKey:
+        key = (agent_id, agent_name, operation)
+        if key in self.durations or sum(1 for known in self.durations if known[0] == agent_id) < MAX_DISTINCT:
+            return key
+        return (agent_id, agent_name, OTHER)

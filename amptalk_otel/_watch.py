@@ -8,13 +8,14 @@ from typing import Any
 
 from amptalk_otel._bridge import InstrumentsBridge
 from amptalk_otel._catalogue import Snapshot
-from amptalk_otel._guard import guarded
+from amptalk_otel._guard import complain, guarded
 from amptalk_otel._hooks._agent import AgentHook
 from amptalk_otel._hooks._orchestrator import OrchestratorHook
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._labels import clean
-from amptalk_otel._reading import AgentReading
-from amptalk_otel._recorder import AgentRecorder, StateOwner
+from amptalk_otel._reading import AgentReading, read_operations
+from amptalk_otel._recorder import AgentRecorder, OperationRecorder, Reported
+from amptalk_otel.adapters import AgentAdapter, adapter_for
 from amptalk_otel.config import Config
 
 _lock = threading.RLock()
@@ -25,8 +26,10 @@ _orchestrators: dict[int, OrchestratorHook] = {}  # by id of the orchestrator
 class _SharedAgent:
     """The hook on one agent, and the watches that share it."""
 
-    def __init__(self, agent: Any, recorder: AgentRecorder) -> None:
-        self.hook = AgentHook(agent, recorder)
+    def __init__(
+        self, agent: Any, recorder: AgentRecorder, adapter: AgentAdapter, router: OrchestratorHook | None
+    ) -> None:
+        self.hook = AgentHook(agent, recorder, adapter, router)
         self.watches: list[Watch] = []
         self._forget = weakref.finalize(agent, _agents.pop, id(agent), None)
         self._forget.atexit = False
@@ -42,14 +45,19 @@ class _SharedAgent:
 class Watch:
     """The agents, orchestrator and state managers of one instrumentation. Holds none of them alive."""
 
-    def __init__(self, bridge: InstrumentsBridge, config: Config) -> None:
+    def __init__(self, bridge: InstrumentsBridge, config: Config, *, machine: bool = True, agents: bool = True) -> None:
+        """`machine` and `agents` tell whether machine and process, and agents with all they have, are reported."""
         self._bridge = bridge
         self._config = config
+        self._reports_machine = machine
+        self._reports_agents = agents
+        self.operations: OperationRecorder = OperationRecorder()
         self._orchestrator: OrchestratorHook | None = None
         self._state_managers: list[StateManagerHook] = []
         self._agents: dict[int, _SharedAgent] = {}  # by id of the agent
-        self._departed: dict[str, AgentHook] = {}  # by agent.id
+        self._departed: dict[str, tuple[AgentHook, float]] = {}  # by agent.id: and when it left us
         self._released = False
+        bridge.report(self.operations)
         bridge.add(self.snapshot)
 
     # -- coming and going ----------------------------------------------------------------------------
@@ -80,30 +88,52 @@ class Watch:
             mine = self._agents.get(id(agent))
             if self._released or (mine is not None and mine.hook.agent_ref() is agent):
                 return
-            shared = _agents.get(id(agent))
-            if shared is None or shared.hook.agent_ref() is not agent:
-                shared = _agents[id(agent)] = _SharedAgent(agent, self._recorder_for(agent))
-            else:
-                self._bridge.report(shared.hook.recorder)
+            if mine is not None:  # the agent that was at this address is gone
+                self._let_go(self._agents.pop(id(agent)))
+            adapter = adapter_for(agent)
+            if adapter is None:
+                kind = type(agent).__qualname__
+                complain(f"agent {kind}", "%s can't be watched: it is of no kind that an adapter knows", kind)
+                return
+            self._agents[id(agent)] = shared = self._share(agent, adapter)
             shared.watches.append(self)
-            self._agents[id(agent)] = shared
 
-    def _recorder_for(self, agent: Any) -> AgentRecorder:
-        """A recorder that is reported; the former one, if an agent of this id and name left a short while ago."""
-        agent_id, agent_name = clean(agent.agent_id), clean(agent.name)
-        departed = self._departed.get(agent_id)
-        if departed is not None and departed.recorder.agent_name == agent_name:
-            del self._departed[agent_id]
-            departed.recorder.come_back()
-            return departed.recorder
-        recorder = AgentRecorder(
+    def _share(self, agent: Any, adapter: AgentAdapter) -> _SharedAgent:
+        """The agent's hook, reported to our bridge.
+
+        An agent that comes back, or another one of its id and name, goes on with the former recorder:
+        no counter ever falls.
+        """
+        agent_id, agent_name = clean(adapter.agent_id(agent)), clean(adapter.agent_name(agent))
+        former = self._take_back(agent_id, agent_name)
+        shared = _agents.get(id(agent))
+        if shared is None or shared.hook.agent_ref() is not agent:
+            recorder = former if former is not None else self._new_recorder(agent_id, agent_name, adapter)
+            recorder.come_back()
+            shared = _agents[id(agent)] = _SharedAgent(agent, recorder, adapter, self._orchestrator)
+        recorder = shared.hook.recorder
+        if former is not recorder:  # else it is reported since before it left
+            if former is not None:
+                self._bridge.withdraw([former])
+            self._bridge.report(recorder)
+        return shared
+
+    def _take_back(self, agent_id: str, agent_name: str) -> AgentRecorder | None:
+        hook, _left_at = self._departed.get(agent_id, (None, 0.0))
+        if hook is None or hook.recorder.agent_name != agent_name:
+            return None
+        del self._departed[agent_id]
+        return hook.recorder
+
+    def _new_recorder(self, agent_id: str, agent_name: str, adapter: AgentAdapter) -> AgentRecorder:
+        return AgentRecorder(
             agent_id,
             agent_name,
+            type_of=adapter.message_type,
+            payload_of=adapter.payload,
             orchestrator_name=self._orchestrator.recorder.name if self._orchestrator is not None else None,
             size_sample_every=self._config.message_size_sample_every,
         )
-        self._bridge.report(recorder)
-        return recorder
 
     def agent_unregistered(self, agent: Any) -> None:
         """Let an agent go. Its last values stay for a while, so that the next scrape sees them."""
@@ -114,14 +144,12 @@ class Watch:
 
     def _let_go(self, shared: _SharedAgent) -> None:
         recorder = shared.hook.recorder
-        if not shared.leave(self):
-            self._bridge.withdraw([recorder])
-            return
-        shared.hook.let_go()
-        former = self._departed.get(recorder.agent_id)
+        if shared.leave(self):  # else others watch it still, and what we show until it retires is alive
+            shared.hook.let_go()
+        former, _left_at = self._departed.get(recorder.agent_id, (None, 0.0))
         if former is not None:
             self._bridge.withdraw([former.recorder])
-        self._departed[recorder.agent_id] = shared.hook
+        self._departed[recorder.agent_id] = shared.hook, recorder.clock()
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -130,17 +158,23 @@ class Watch:
         with _lock:
             self._let_go_dead_agents()
             retired = self._retire_departed_agents()
-            hooks = [shared.hook for shared in self._agents.values()] + list(self._departed.values())
+            hooks = [shared.hook for shared in self._agents.values()]
+            hooks += [hook for hook, _left_at in self._departed.values()]
         self._bridge.withdraw(retired)
         readings = (guarded("reading an agent", hook.read) for hook in hooks)
         return [reading for reading in readings if reading is not None]
 
     def snapshot(self) -> Snapshot:
         """Everything at this moment."""
+        operations = read_operations(self.operations)
+        if not self._reports_agents:
+            return Snapshot(machine=self._reports_machine, operations=operations)
         orchestrator = self._orchestrator
         reading = guarded("reading the orchestrator", orchestrator.read) if orchestrator is not None else None
         states = (guarded("reading a state manager", hook.read) for hook in self._state_managers)
         return Snapshot(
+            machine=self._reports_machine,
+            operations=operations,
             agents=tuple(self.agents()),
             orchestrators=(reading,) if reading is not None else (),
             states=tuple(state for state in states if state is not None),
@@ -155,11 +189,10 @@ class Watch:
 
     def _retire_departed_agents(self) -> list[AgentRecorder]:
         retired = []
-        for agent_id, hook in list(self._departed.items()):
-            recorder = hook.recorder
-            if recorder.away_s() > self._config.departed_agents_linger_s:
+        for agent_id, (hook, left_at) in list(self._departed.items()):
+            if hook.recorder.clock() - left_at > self._config.departed_agents_linger_s:
                 del self._departed[agent_id]
-                retired.append(recorder)
+                retired.append(hook.recorder)
         return retired
 
     # -- leaving -------------------------------------------------------------------------------------
@@ -171,7 +204,7 @@ class Watch:
                 return
             self._released = True
             self._bridge.remove(self.snapshot)
-            owners: list[StateOwner] = [hook.recorder for hook in self._departed.values()]
+            owners: list[Reported] = [self.operations, *(hook.recorder for hook, _left_at in self._departed.values())]
             for shared in self._agents.values():
                 owners.append(shared.hook.recorder)
                 if shared.leave(self):

@@ -1,4 +1,4 @@
-"""One agent of the framework: inbox, processing, attempts, sends, start, and the state manager it makes itself."""
+"""One agent: inbox, outbox, processing, attempts, sends, start, and the state manager it makes itself."""
 
 from __future__ import annotations
 
@@ -10,39 +10,44 @@ from typing import Any
 
 from amptalk_otel._guard import guarded
 from amptalk_otel._hooks._inbox import Inbox
+from amptalk_otel._hooks._outbox import Outbox, Router
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
-from amptalk_otel._patch import Patches
+from amptalk_otel._patch import Patches, first_argument
 from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, read_state, read_types
 from amptalk_otel._recorder import AgentRecorder
+from amptalk_otel.adapters import AgentAdapter
 
 
 class AgentHook:
     """The wrappers on one agent, and the way to read it. Holds the agent weakly."""
 
-    def __init__(self, agent: Any, recorder: AgentRecorder) -> None:
+    def __init__(
+        self, agent: Any, recorder: AgentRecorder, adapter: AgentAdapter, router: Router | None = None
+    ) -> None:
         self.recorder = recorder
         self.agent_ref = weakref.ref(agent)
+        self._adapter = adapter
         self._patches = Patches()
         self._state: StateManagerHook | None = None
-        self._inbox = Inbox(recorder, agent, agent.input_queue)
+        self._inbox = Inbox(recorder, agent, adapter.inbox(agent))
+        self._outbox = Outbox(recorder, adapter.outbox(agent), adapter.target, router)
         self._cover(agent)
         self._adopt_state_manager()
-        recorder.started_at = _started_at(agent, recorder.clock)
+        recorder.started_at = self._started_at(agent)
 
     def _cover(self, agent: Any) -> None:
-        wrap = self._patches.wrap
-        if hasattr(agent, "_process_with_retry"):
-            wrap(agent, "_process_with_retry", self._cover_processing)
-            wrap(agent, "process_message", self._cover_attempt)
-        else:
-            wrap(agent, "process_message", self._cover_processing)
+        process, attempt = self._adapter.process, self._adapter.attempt
+        if attempt is not None and not hasattr(agent, process):
+            process, attempt = attempt, None  # no retries: what would be an attempt is all there is
         for attribute, cover in (
-            ("send_message", self._cover_send),
-            ("start", self._cover_start),
+            (process, self._cover_processing),
+            (attempt, self._cover_attempt),
+            (self._adapter.send, self._cover_send),
+            (self._adapter.start, self._cover_start),
             ("_initialize_state_manager", self._cover_state_manager),
         ):
-            if hasattr(agent, attribute):
-                wrap(agent, attribute, cover)
+            if attribute is not None and hasattr(agent, attribute):
+                self._patches.wrap(agent, attribute, cover)
         self._switch_off_own_monitoring(agent)
 
     def _switch_off_own_monitoring(self, agent: Any) -> None:
@@ -60,12 +65,13 @@ class AgentHook:
     def _cover_processing(self, process: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self.recorder
 
-        async def process_watched(message: Any, *args: Any, **kwargs: Any) -> Any:
+        async def process_watched(*args: Any, **kwargs: Any) -> Any:
+            message = first_argument(args, kwargs)
             flight = guarded("looking at a message", recorder.started, message)
             if flight is None:
-                return await process(message, *args, **kwargs)
+                return await process(*args, **kwargs)
             try:
-                result = await process(message, *args, **kwargs)
+                result = await process(*args, **kwargs)
             except BaseException as error:
                 guarded("counting a failed message", recorder.failed, flight, message, error)
                 raise
@@ -77,12 +83,13 @@ class AgentHook:
     def _cover_attempt(self, process: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self.recorder
 
-        async def attempt_watched(message: Any, *args: Any, **kwargs: Any) -> Any:
+        async def attempt_watched(*args: Any, **kwargs: Any) -> Any:
+            message = first_argument(args, kwargs)
             flight = guarded("looking at an attempt", recorder.attempt, message)
             if flight is None:
-                return await process(message, *args, **kwargs)
+                return await process(*args, **kwargs)
             try:
-                return await process(message, *args, **kwargs)
+                return await process(*args, **kwargs)
             except Exception as error:
                 guarded("counting a failed attempt", recorder.attempt_failed, flight, message, error)
                 raise
@@ -92,22 +99,27 @@ class AgentHook:
         return attempt_watched
 
     def _cover_send(self, send: Callable[..., Any]) -> Callable[..., Any]:
-        recorder, agent_ref = self.recorder, self.agent_ref
-
-        async def send_watched(message: Any, *args: Any, **kwargs: Any) -> Any:
+        async def send_watched(*args: Any, **kwargs: Any) -> Any:
+            message = first_argument(args, kwargs)
             try:
-                delivered = await send(message, *args, **kwargs)
+                delivered = await send(*args, **kwargs)
             except Exception:
-                guarded("counting a failed send", recorder.undeliverable, message, "error")
+                if self._patches.active:
+                    guarded("counting a failed send", self.recorder.undeliverable, message, "error")
                 raise
-            if delivered is False:
-                reason = undelivered_reason(message, getattr(agent_ref(), "connected_agents", ()))
-                guarded("counting a failed send", recorder.undeliverable, message, reason)
-            else:
-                guarded("counting a send", recorder.sent, message)
+            guarded("counting a send", self._count_send, message, delivered)
             return delivered
 
         return send_watched
+
+    def _count_send(self, message: Any, delivered: Any) -> None:
+        if not self._patches.active:
+            return
+        if delivered is False:
+            reason = guarded("looking at a failed send", self._adapter.undelivered_reason, self.agent_ref(), message)
+            self.recorder.undeliverable(message, reason or "error")
+        else:
+            self.recorder.sent(message)
 
     def _cover_start(self, start: Callable[..., Any]) -> Callable[..., Any]:
         async def start_watched(*args: Any, **kwargs: Any) -> Any:
@@ -130,20 +142,31 @@ class AgentHook:
 
     def _before_start(self) -> None:
         agent = self.agent_ref()
-        if agent is None or agent.is_running:
+        if agent is None or not self._patches.active or self._adapter.is_running(agent):
             return
         self.recorder.started_at = self.recorder.clock()
-        if not self._inbox.is_for(agent.input_queue):
+        queue = self._adapter.inbox(agent)
+        if not self._inbox.is_for(queue):
             self._inbox.patches.undo()
-            self._inbox = Inbox(self.recorder, agent, agent.input_queue)
+            self.recorder.inbox_replaced()
+            self._inbox = Inbox(self.recorder, agent, queue)
 
     def _adopt_state_manager(self) -> None:
-        manager = getattr(self.agent_ref(), "state_manager", None)
-        if manager is None or (self._state is not None and self._state.is_for(manager)):
+        agent = self.agent_ref()
+        manager = self._adapter.state_manager(agent) if agent is not None else None
+        if manager is None or not self._patches.active or (self._state is not None and self._state.is_for(manager)):
             return
         if self._state is not None:
             self._state.release()
         self._state = hook_state_manager(manager, self.recorder)
+
+    def _started_at(self, agent: Any) -> float | None:
+        """When an agent that runs already was started, on our clock."""
+        if not self._adapter.is_running(agent):
+            return None
+        started_at = self._adapter.started_at(agent)
+        clock = self.recorder.clock
+        return clock() - (time.time() - started_at) if started_at is not None else clock()
 
     # -- reading and leaving -------------------------------------------------------------------------
 
@@ -151,8 +174,8 @@ class AgentHook:
         """The agent at this moment; callable from any thread."""
         agent = self.agent_ref()
         departed = agent is None or self.recorder.departed_at is not None
-        types, queue_size = read_types(self.recorder, (lambda: 0) if departed else self._inbox.size)
-        running = not departed and bool(getattr(agent, "is_running", False))
+        types, queue_size = read_types(self.recorder, self._queue_size)
+        running = not departed and self._adapter.is_running(agent)
         return AgentReading(
             agent_id=self.recorder.agent_id,
             agent_name=self.recorder.agent_name,
@@ -165,6 +188,10 @@ class AgentHook:
             states=self._read_states(departed=departed),
         )
 
+    def _queue_size(self) -> int | None:
+        # Asked at each look: the agent may be let go while it is read.
+        return 0 if self.recorder.departed_at is not None else self._inbox.size()
+
     def _read_states(self, *, departed: bool) -> tuple[StateReading, ...]:
         current = None if departed else self._state
         return tuple(
@@ -173,6 +200,8 @@ class AgentHook:
         )
 
     def _uptime_s(self) -> float:
+        if self.recorder.started_at is None:  # started unseen
+            self.recorder.started_at = self._started_at(self.agent_ref())
         started_at = self.recorder.started_at
         return max(0.0, self.recorder.clock() - started_at) if started_at is not None else 0.0
 
@@ -184,19 +213,10 @@ class AgentHook:
     def release(self) -> None:
         """Take every wrapper off."""
         self._inbox.patches.undo()
+        self._outbox.patches.undo()
         self._patches.undo()
         if self._state is not None:
             self._state.release()
-
-
-def undelivered_reason(message: Any, known: Any) -> str:
-    """Why a send returned False, told from what can still be seen of it."""
-    target = getattr(message, "target_agent_id", None)
-    if not target or target not in known:
-        return "unknown_target"
-    metadata = getattr(message, "metadata", None)
-    hops, limit = getattr(metadata, "hop_count", None), getattr(metadata, "ttl", None)
-    return "expired" if hops is not None and limit is not None and hops > limit else "error"
 
 
 def _measure_nothing(_broken: Callable[..., Any]) -> Callable[..., AbstractAsyncContextManager[None]]:
@@ -204,11 +224,3 @@ def _measure_nothing(_broken: Callable[..., Any]) -> Callable[..., AbstractAsync
         return nullcontext()
 
     return measure_nothing
-
-
-def _started_at(agent: Any, clock: Callable[[], float]) -> float | None:
-    """When an agent that runs already was started, on our clock."""
-    if not getattr(agent, "is_running", False):
-        return None
-    started = getattr(getattr(agent, "stats", None), "started_at", None)
-    return clock() - (time.time() - started) if isinstance(started, (int, float)) else clock()

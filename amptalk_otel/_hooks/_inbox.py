@@ -14,7 +14,7 @@ from typing import Any
 
 from amptalk_otel import _guard
 from amptalk_otel._patch import Patches
-from amptalk_otel._recorder import AgentRecorder
+from amptalk_otel._recorder import AgentRecorder, current_task
 
 
 class Inbox:
@@ -23,15 +23,19 @@ class Inbox:
     def __init__(self, recorder: AgentRecorder, agent: Any, queue: Any) -> None:
         self._recorder = recorder
         self._agent = weakref.ref(agent)
-        self._queue = weakref.ref(queue)
+        self._queue = _weak(queue)
         self._loop_task: weakref.ref[asyncio.Task[Any]] | None = None
         self.patches = Patches()
         self.hooked = _is_queue(queue) and self._hook(queue)
 
     def _hook(self, queue: Any) -> bool:
+        wrap = self.patches.wrap
+        if not (wrap(queue, "_put", self._cover_put) and wrap(queue, "_get", self._cover_get)):
+            self.patches.undo()
+            return False
         for item in list(getattr(queue, "_queue", ())):
             self._recorder.waiting(item)
-        return self.patches.wrap(queue, "_put", self._cover_put) and self.patches.wrap(queue, "_get", self._cover_get)
+        return True
 
     def is_for(self, queue: Any) -> bool:
         return self._queue() is queue
@@ -42,25 +46,27 @@ class Inbox:
         return queue.qsize() if self.hooked and queue is not None else None
 
     def _cover_put(self, put: Callable[..., Any]) -> Callable[..., Any]:
-        arrived = self._recorder.arrived
+        arrived, patches = self._recorder.arrived, self.patches
 
         def _put(item: Any) -> None:
             put(item)
             try:
-                arrived(item)
+                if patches.active:
+                    arrived(item)
             except Exception:
                 _guard.swallow("counting a message that arrived")
 
         return _put
 
     def _cover_get(self, get: Callable[..., Any]) -> Callable[..., Any]:
-        left, takes_for_loop = self._recorder.left, self._takes_for_loop
+        left, takes_for_loop, patches = self._recorder.left, self._takes_for_loop, self.patches
 
         def _get() -> Any:
             item = get()
             try:
-                task = _current_task()
-                left(item, task, own_loop=takes_for_loop(task))
+                if patches.active:
+                    task = current_task()
+                    left(item, task, own_loop=takes_for_loop(task))
             except Exception:
                 _guard.swallow("counting a message that left the inbox")
             return item
@@ -86,16 +92,16 @@ class Inbox:
         return runs_for is agent or (runs_for is not None and runs_for is self._queue())
 
 
+def _weak(queue: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(queue)
+    except TypeError:  # None, or a kind that can't be referred to weakly
+        return lambda: None
+
+
 def _is_queue(queue: Any) -> bool:
     if all(callable(getattr(queue, name, None)) for name in ("_put", "_get", "qsize")):
         return True
     kind = type(queue).__qualname__
     _guard.complain(f"inbox {kind}", "an inbox of type %s can't be watched: it is no asyncio.Queue", kind)
     return False
-
-
-def _current_task() -> asyncio.Task[Any] | None:
-    try:
-        return asyncio.current_task()
-    except RuntimeError:  # no running loop: taken by synchronous code
-        return None

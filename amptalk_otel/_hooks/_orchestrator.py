@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from amptalk_otel._guard import guarded
-from amptalk_otel._hooks._agent import undelivered_reason
 from amptalk_otel._labels import clean
-from amptalk_otel._patch import Patches
+from amptalk_otel._patch import Patches, first_argument
 from amptalk_otel._reading import OrchestratorReading, read_orchestrator
 from amptalk_otel._recorder import OrchestratorRecorder
+from amptalk_otel.adapters import adapter_for, undelivered_reason
 
 
 class Roster(Protocol):
@@ -29,10 +30,10 @@ class OrchestratorHook:
     """
 
     def __init__(self, orchestrator: Any) -> None:
-        self.recorder = OrchestratorRecorder(clean(orchestrator.name))
+        self.recorder = OrchestratorRecorder(clean(getattr(orchestrator, "name", type(orchestrator).__qualname__)))
         self._orchestrator = weakref.ref(orchestrator)
         self._rosters: tuple[Roster, ...] = ()
-        self._sending: set[int] = set()  # ids of messages inside send_message_to_agent
+        self._sending: list[int] = []  # ids of messages inside send_message_to_agent, one for each call
         self._patches = Patches()
         self._cover(orchestrator)
 
@@ -40,7 +41,7 @@ class OrchestratorHook:
         """Tell `roster` of all agents, those there now and those to come."""
         self._rosters = (*self._rosters, roster)
         for agent in list(self._agents().values()):
-            roster.agent_registered(agent)
+            guarded("watching an agent", roster.agent_registered, agent)
 
     def leave(self, roster: Roster) -> bool:
         """Returns whether nobody is told any more."""
@@ -54,6 +55,7 @@ class OrchestratorHook:
         for attribute, cover in (
             ("register_agent", self._cover_register),
             ("add_agent", self._cover_register),
+            ("create_agent", self._cover_create),
             ("unregister_agent", self._cover_unregister),
             ("send_message_to_agent", self._cover_send),
         ):
@@ -68,32 +70,52 @@ class OrchestratorHook:
     # -- wrappers ------------------------------------------------------------------------------------
 
     def _cover_register(self, register: Callable[..., Any]) -> Callable[..., Any]:
-        def register_watched(agent: Any, *args: Any, **kwargs: Any) -> Any:
-            result = register(agent, *args, **kwargs)
-            guarded("watching a new agent", self._registered, agent)
+        def register_watched(*args: Any, **kwargs: Any) -> Any:
+            agent = first_argument(args, kwargs)
+            former = guarded("looking for an agent", self._former, agent)
+            result = register(*args, **kwargs)
+            guarded("watching a new agent", self._registered, agent, former)
             return result
 
-        return register_watched
+        async def register_watched_later(*args: Any, **kwargs: Any) -> Any:
+            agent = first_argument(args, kwargs)
+            former = guarded("looking for an agent", self._former, agent)
+            result = await register(*args, **kwargs)
+            guarded("watching a new agent", self._registered, agent, former)
+            return result
+
+        return register_watched_later if inspect.iscoroutinefunction(register) else register_watched
+
+    def _cover_create(self, create: Callable[..., Any]) -> Callable[..., Any]:
+        async def create_watched(*args: Any, **kwargs: Any) -> Any:
+            result = await create(*args, **kwargs)
+            for agent in list(self._agents().values()):
+                guarded("watching a new agent", self._registered, agent)
+            return result
+
+        return create_watched
 
     def _cover_unregister(self, unregister: Callable[..., Any]) -> Callable[..., Any]:
-        def unregister_watched(agent_id: Any, *args: Any, **kwargs: Any) -> Any:
+        def unregister_watched(*args: Any, **kwargs: Any) -> Any:
+            agent_id = first_argument(args, kwargs)
             agent = guarded("looking for an agent", self._agents().get, agent_id)
-            result = unregister(agent_id, *args, **kwargs)
+            result = unregister(*args, **kwargs)
             guarded("letting an agent go", self._unregistered, agent_id, agent)
             return result
 
         return unregister_watched
 
     def _cover_send(self, send: Callable[..., Any]) -> Callable[..., Any]:
-        async def send_watched(message: Any, *args: Any, **kwargs: Any) -> Any:
-            self._sending.add(id(message))
+        async def send_watched(*args: Any, **kwargs: Any) -> Any:
+            message = first_argument(args, kwargs)
+            self._sending.append(id(message))
             try:
-                delivered = await send(message, *args, **kwargs)
+                delivered = await send(*args, **kwargs)
             except Exception:
                 guarded("counting a failed send", self.recorder.undeliverable_one, message, "error")
                 raise
             finally:
-                self._sending.discard(id(message))
+                self._sending.remove(id(message))
             guarded("counting a routed message", self._count_sent, message, delivered)
             return delivered
 
@@ -106,10 +128,16 @@ class OrchestratorHook:
 
     # -- what they tell ------------------------------------------------------------------------------
 
-    def _agents(self) -> Mapping[str, Any]:
+    def _agents(self) -> Mapping[Any, Any]:
         return getattr(self._orchestrator(), "agents", {})
 
-    def _registered(self, agent: Any) -> None:
+    def _former(self, agent: Any) -> Any:
+        """Whose place `agent` is about to take."""
+        return self._agents().get(getattr(agent, "agent_id", None))
+
+    def _registered(self, agent: Any, former: Any = None) -> None:
+        if former is not None and former is not agent:
+            self._unregistered(agent.agent_id, former)
         if self._agents().get(agent.agent_id) is agent:
             for roster in self._rosters:
                 roster.agent_registered(agent)
@@ -125,6 +153,16 @@ class OrchestratorHook:
         else:
             self.recorder.routed_one(message)
 
+    # -- as the router of outboxes ------------------------------------------------------------------
+
+    def knows(self, agent_id: Any) -> bool:
+        """Whether there is an agent of this id."""
+        return agent_id in self._agents()
+
+    def routed(self, message: Any) -> None:
+        """A message from an outbox goes to an agent's inbox."""
+        self.recorder.routed_one(message)
+
     # -- reading and leaving -------------------------------------------------------------------------
 
     def read(self) -> OrchestratorReading | None:
@@ -133,7 +171,7 @@ class OrchestratorHook:
         if orchestrator is None:
             return None
         agents = list(orchestrator.agents.copy().values())
-        running = sum(1 for agent in agents if getattr(agent, "is_running", False))
+        running = sum(1 for agent in agents if _is_running(agent))
         return read_orchestrator(self.recorder, running=running, stopped=len(agents) - running)
 
     def release(self) -> None:
@@ -142,3 +180,8 @@ class OrchestratorHook:
         hooks = getattr(self._orchestrator(), "event_hooks", {}).get("message_routed", [])
         if self._message_routed in hooks:
             hooks.remove(self._message_routed)
+
+
+def _is_running(agent: Any) -> bool:
+    adapter = adapter_for(agent)
+    return adapter is not None and adapter.is_running(agent)

@@ -32,7 +32,7 @@ class StateManagerHook:
                 self._patches.wrap(manager, attribute, self._covering(operation))
 
     def _covering(self, operation: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        recorder = self.recorder
+        recorder, patches = self.recorder, self._patches
 
         def cover(call: Callable[..., Any]) -> Callable[..., Any]:
             async def call_timed(*args: Any, **kwargs: Any) -> Any:
@@ -44,7 +44,8 @@ class StateManagerHook:
                     raise
                 finally:
                     try:
-                        recorder.operated(operation, recorder.clock() - began_at, failure)
+                        if patches.active:
+                            recorder.operated(operation, recorder.clock() - began_at, failure)
                     except Exception:
                         _guard.swallow("timing a state operation")
 

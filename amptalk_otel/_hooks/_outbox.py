@@ -1,0 +1,51 @@
+"""The outbox: for agents that hand their messages to a router instead of sending them themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from amptalk_otel._guard import guarded
+from amptalk_otel._patch import Patches
+from amptalk_otel._recorder import AgentRecorder
+
+
+class Router(Protocol):
+    """Whoever takes messages from outboxes and puts them into inboxes."""
+
+    def knows(self, agent_id: Any) -> bool:
+        """Whether a message to `agent_id` reaches an inbox."""
+
+    def routed(self, message: Any) -> None:
+        """Is told each message that does."""
+
+
+class Outbox:
+    """The hooked outbox of one agent: a message is sent, or undeliverable, when the router takes it."""
+
+    def __init__(
+        self, recorder: AgentRecorder, queue: Any, target_of: Callable[[Any], Any], router: Router | None
+    ) -> None:
+        self._recorder = recorder
+        self._target_of = target_of
+        self._router = router
+        self.patches = Patches()
+        if queue is not None and callable(getattr(queue, "_get", None)):
+            self.patches.wrap(queue, "_get", self._cover_get)
+
+    def _cover_get(self, get: Callable[..., Any]) -> Callable[..., Any]:
+        def _get() -> Any:
+            message = get()
+            guarded("counting a message that left the outbox", self._left, message)
+            return message
+
+        return _get
+
+    def _left(self, message: Any) -> None:
+        router = self._router
+        if router is not None and not router.knows(self._target_of(message)):
+            self._recorder.undeliverable(message, "unknown_target")
+            return
+        self._recorder.sent(message)
+        if router is not None:
+            router.routed(message)

@@ -1,0 +1,180 @@
+"""How one kind of agent is watched: the names of its seams and the way to its state.
+
+Two kinds are known: the framework's agents (`FrameworkAdapter`) and those of its older generation
+(`CoreAdapter`). To teach the package another, subclass `AgentAdapter` and hand an instance to `register_adapter`;
+docs/adapters.md walks through one.
+"""
+
+from __future__ import annotations
+
+import threading
+from datetime import datetime
+from typing import Any
+
+
+class AgentAdapter:
+    """One kind of agent. Subclass it, set or override what differs, and register an instance.
+
+    An adapter names coroutine methods of the agent, which are covered on the instance and called through, and
+    reads attributes. It must not change anything, and the reading methods (`is_running`, `started_at`) are
+    called from exporters' threads.
+    """
+
+    process: str = "process_message"
+    """The coroutine method that handles one message from the inbox, first argument: all its attempts together.
+
+    An exception that leaves it is a failed message; a message that it never gets is not processed."""
+
+    attempt: str | None = None
+    """The coroutine method that makes one attempt at a message inside `process`, where there are retries."""
+
+    send: str | None = None
+    """The coroutine method that sends its first argument; it returns False for what was not delivered."""
+
+    start: str | None = None
+    """The coroutine method that starts the agent."""
+
+    def matches(self, agent: Any) -> bool:
+        """Whether `agent` is of this kind. Decide by structure, not by class: programs vendor frameworks."""
+        raise NotImplementedError
+
+    def inbox(self, agent: Any) -> Any:
+        """The `asyncio.Queue` (or a subclass) that the agent's loop takes its messages from."""
+        raise NotImplementedError
+
+    def outbox(self, agent: Any) -> Any:
+        """The queue that the agent puts its messages on and a router takes them from; None without one."""
+        return None
+
+    def agent_id(self, agent: Any) -> str:
+        """`agent.id`: unique and stable."""
+        return str(agent.agent_id)
+
+    def agent_name(self, agent: Any) -> str:
+        """`agent.name`: for people to read. The id, for agents without names."""
+        return self.agent_id(agent)
+
+    def is_running(self, agent: Any) -> bool:
+        """Whether the agent takes messages from its inbox."""
+        raise NotImplementedError
+
+    def started_at(self, agent: Any) -> float | None:
+        """When the agent was started, in seconds since the epoch; None where it does not say."""
+        return None
+
+    def state_manager(self, agent: Any) -> Any:
+        """The agent's state manager; None without one."""
+        return None
+
+    def message_type(self, message: Any) -> object:
+        """`message.type`: a text, or an enum member whose value is one."""
+        return getattr(message, "message_type", None)
+
+    def payload(self, message: Any) -> Any:
+        """What `message.size` is measured of."""
+        return getattr(message, "payload", None)
+
+    def target(self, message: Any) -> Any:
+        """The id of the agent that a message in an outbox is for."""
+        return getattr(message, "target_agent_id", None)
+
+    def undelivered_reason(self, agent: Any, message: Any) -> str:
+        """Why `send` returned False: `unknown_target`, `expired` or `error`."""
+        return "error"
+
+
+class FrameworkAdapter(AgentAdapter):
+    """Agents of generation "framework": `input_queue`, `process_message`, retries, state managers."""
+
+    process: str = "_process_with_retry"
+    attempt: str | None = "process_message"
+    send: str | None = "send_message"
+    start: str | None = "start"
+
+    def matches(self, agent: Any) -> bool:
+        return _has(agent, "agent_id", "name", "input_queue", "process_message")
+
+    def inbox(self, agent: Any) -> Any:
+        return agent.input_queue
+
+    def agent_name(self, agent: Any) -> str:
+        return str(agent.name)
+
+    def is_running(self, agent: Any) -> bool:
+        return bool(getattr(agent, "is_running", False))
+
+    def started_at(self, agent: Any) -> float | None:
+        started_at = getattr(getattr(agent, "stats", None), "started_at", None)
+        return started_at if isinstance(started_at, (int, float)) else None
+
+    def state_manager(self, agent: Any) -> Any:
+        return getattr(agent, "state_manager", None)
+
+    def undelivered_reason(self, agent: Any, message: Any) -> str:
+        return undelivered_reason(message, getattr(agent, "connected_agents", ()))
+
+
+class CoreAdapter(AgentAdapter):
+    """Agents of generation "core": `inbox` and `outbox`, `run`, `_process_message`, `status`; no names, no retries."""
+
+    process: str = "_process_message"
+    _stopped = frozenset({"initializing", "shutdown", "shutting_down", "stopped", "terminated"})
+
+    def matches(self, agent: Any) -> bool:
+        return _has(agent, "agent_id", "inbox", "outbox", "_process_message", "status")
+
+    def inbox(self, agent: Any) -> Any:
+        return agent.inbox
+
+    def outbox(self, agent: Any) -> Any:
+        return agent.outbox
+
+    def target(self, message: Any) -> Any:
+        return getattr(message, "target_agent", None)
+
+    def is_running(self, agent: Any) -> bool:
+        status = getattr(agent.status, "value", agent.status)
+        return str(status).lower() not in self._stopped
+
+    def started_at(self, agent: Any) -> float | None:
+        started_at = getattr(agent, "start_time", None)
+        if isinstance(started_at, datetime):
+            return started_at.timestamp()
+        return started_at if isinstance(started_at, (int, float)) else None
+
+
+def undelivered_reason(message: Any, known: Any) -> str:
+    """Why a send returned False, told from what can still be seen of it. `known`: the ids that can be reached."""
+    target = getattr(message, "target_agent_id", None)
+    if not target or target not in known:
+        return "unknown_target"
+    metadata = getattr(message, "metadata", None)
+    hops, limit = getattr(metadata, "hop_count", None), getattr(metadata, "ttl", None)
+    return "expired" if hops is not None and limit is not None and hops > limit else "error"
+
+
+_lock = threading.Lock()
+_adapters: tuple[AgentAdapter, ...] = (FrameworkAdapter(), CoreAdapter())
+
+
+def register_adapter(adapter: AgentAdapter) -> None:
+    """Let `adapter` be asked first about every agent that is instrumented from now on."""
+    global _adapters
+    with _lock:
+        _adapters = (adapter, *_adapters)
+
+
+def unregister_adapter(adapter: AgentAdapter) -> None:
+    """Take `register_adapter` back; agents that are watched already stay watched."""
+    global _adapters
+    with _lock:
+        _adapters = tuple(other for other in _adapters if other is not adapter)
+
+
+def adapter_for(agent: Any) -> AgentAdapter | None:
+    """The first adapter that `agent` matches; None for an agent of no known kind."""
+    return next((adapter for adapter in _adapters if adapter.matches(agent)), None)
+
+
+def _has(agent: Any, *names: str) -> bool:
+    return all(hasattr(agent, name) for name in names)
