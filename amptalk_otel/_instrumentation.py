@@ -14,9 +14,16 @@ from opentelemetry.trace import TracerProvider
 from amptalk_otel import _pipeline
 from amptalk_otel._bridge import bridge_for
 from amptalk_otel._guard import guarded, logger, swallow
-from amptalk_otel._protocols import AgentLike, OrchestratorLike, StateManagerLike, missing_attributes
+from amptalk_otel._protocols import (
+    ORCHESTRATOR_ATTRIBUTES,
+    STATE_MANAGER_ATTRIBUTES,
+    OrchestratorLike,
+    StateManagerLike,
+    missing_attributes,
+)
 from amptalk_otel._reading import AgentReading
 from amptalk_otel._watch import Watch
+from amptalk_otel.adapters import adapter_for
 from amptalk_otel.config import Config
 
 if TYPE_CHECKING:
@@ -50,7 +57,7 @@ class Instrumentation:
         return self._watch is not None
 
     def read(self) -> list[AgentReading]:
-        """The agents' numbers at this moment, without any exporter; callable from any thread. About 20 µs an agent."""
+        """The agents' numbers at this moment, without any exporter; callable from any thread."""
         watch = self._watch
         return watch.agents() if watch is not None else []
 
@@ -103,26 +110,30 @@ def instrument_orchestrator(
     added to it and nothing else is set up. `tracer_provider` is reserved for spans, which this version
     does not make.
 
-    Call it before or after `orchestrator.start()`, from any thread. Calling it again for the same
-    orchestrator and provider returns the first handle. It raises nothing: what can't be watched is told
-    in one log record, and the program goes on.
+    Call it before or after `orchestrator.start()`, on the thread of the event loop that runs the agents
+    (or before the loop runs). Calling it again for the same orchestrator returns the first handle, unless
+    another provider is given. It raises nothing: what can't be watched is told in one log record, and the
+    program goes on.
     """
     return _instrument(
-        orchestrator, ("name", "agents"), Watch.watch_orchestrator, config=config, meter_provider=meter_provider
+        orchestrator, _unusable_orchestrator, Watch.watch_orchestrator, config=config, meter_provider=meter_provider
     )
 
 
 def instrument_agent(
-    agent: AgentLike,
+    agent: Any,
     *,
     config: Config | None = None,
     meter_provider: MeterProvider | None = None,
     tracer_provider: TracerProvider | None = None,  # noqa: ARG001 - for spans, not made yet
 ) -> Instrumentation:
-    """Watch one agent that belongs to no orchestrator. For the arguments see `instrument_orchestrator`."""
+    """Watch one agent that belongs to no orchestrator, of a kind that an adapter knows (`amptalk_otel.adapters`).
+
+    For the arguments see `instrument_orchestrator`.
+    """
     return _instrument(
         agent,
-        ("agent_id", "name", "input_queue", "process_message"),
+        _unusable_agent,
         Watch.agent_registered,
         config=config,
         meter_provider=meter_provider,
@@ -139,11 +150,28 @@ def instrument_state_manager(
     """Watch one state manager that belongs to no agent. For the arguments see `instrument_orchestrator`."""
     return _instrument(
         manager,
-        ("save_state", "load_state"),
+        _unusable_state_manager,
         Watch.watch_state_manager,
         config=config,
         meter_provider=meter_provider,
     )
+
+
+def _unusable_orchestrator(target: Any) -> str | None:
+    return _missing(target, ORCHESTRATOR_ATTRIBUTES)
+
+
+def _unusable_state_manager(target: Any) -> str | None:
+    return _missing(target, STATE_MANAGER_ATTRIBUTES)
+
+
+def _unusable_agent(target: Any) -> str | None:
+    return None if adapter_for(target) is not None else "it is of no kind that an adapter knows (see docs/adapters.md)"
+
+
+def _missing(target: Any, names: tuple[str, ...]) -> str | None:
+    missing = missing_attributes(target, names)
+    return f"it has no {', '.join(missing)}" if missing else None
 
 
 _lock = threading.RLock()
@@ -158,14 +186,19 @@ class _Existing:
         self.provider = weakref.ref(provider) if provider is not None else None
         self.instrumentation = instrumentation
 
-    def is_for(self, target: Any, provider: MeterProvider | None) -> bool:
+    def answers(self, target: Any, provider: MeterProvider | None) -> bool:
+        """Whether a call with `provider` has its answer here; without one, any instrumentation of the target does.
+
+        So a program that calls `instrument_orchestrator` and is started by a launcher that does the same
+        keeps to the launcher's provider, and nothing is told twice.
+        """
         mine = self.provider() if self.provider is not None else None
-        return self.instrumentation.active and self.target() is target and mine is provider
+        return self.target() is target and (provider is None or mine is provider)
 
 
 def _instrument(
     target: Any,
-    needed: tuple[str, ...],
+    unusable: Callable[[Any], str | None],
     start: Callable[[Watch, Any], None],
     *,
     config: Config | None,
@@ -176,7 +209,7 @@ def _instrument(
             existing = _find(target, meter_provider)
             if existing is not None:
                 return existing
-            instrumentation = _begin(target, needed, start, config, meter_provider)
+            instrumentation = _begin(target, unusable, start, config, meter_provider)
             if instrumentation.active:
                 _remember(target, meter_provider, instrumentation)
             return instrumentation
@@ -194,22 +227,22 @@ def _remember(target: Any, provider: MeterProvider | None, instrumentation: Inst
 def _find(target: Any, provider: MeterProvider | None) -> Instrumentation | None:
     known = _existing.get(id(target), [])
     known[:] = [entry for entry in known if entry.instrumentation.active]
-    return next((entry.instrumentation for entry in known if entry.is_for(target, provider)), None)
+    return next((entry.instrumentation for entry in known if entry.answers(target, provider)), None)
 
 
 def _begin(
     target: Any,
-    needed: tuple[str, ...],
+    unusable: Callable[[Any], str | None],
     start: Callable[[Watch, Any], None],
     config: Config | None,
     meter_provider: MeterProvider | None,
 ) -> Instrumentation:
     config = config if config is not None else Config.from_env()
-    missing = missing_attributes(target, needed)
     if config.sdk_disabled:
         return Instrumentation(None, None)
-    if missing:
-        logger.warning("%s can't be instrumented: it has no %s", type(target).__qualname__, ", ".join(missing))
+    reason = unusable(target)
+    if reason is not None:
+        logger.warning("%s can't be instrumented: %s", type(target).__qualname__, reason)
         return Instrumentation(None, None)
     pipeline = None
     if meter_provider is None:

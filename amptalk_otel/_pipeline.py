@@ -38,6 +38,7 @@ from opentelemetry.sdk.metrics.export import (
     PeriodicExportingMetricReader,
 )
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.version import __version__ as sdk_version
 from prometheus_client import CollectorRegistry
 
 from amptalk_otel import _otlp
@@ -62,7 +63,7 @@ class Pipeline:
         self._server: MetricsServer | None = None
         readers = [reader for name in config.metrics_exporters for reader in self._readers(name)]
         self._pushes = any(isinstance(reader, PeriodicExportingMetricReader) for reader in readers)
-        self.meter_provider = MeterProvider(
+        self.meter_provider: MeterProvider = MeterProvider(
             metric_readers=readers,
             resource=_resource(config),
             exemplar_filter=_EXEMPLAR_FILTERS[config.exemplar_filter](),
@@ -70,7 +71,29 @@ class Pipeline:
         )
         self._ended = False
         self._lock = threading.Lock()
+        self._process_id = os.getpid()
         atexit.register(self._at_exit)
+
+    @property
+    def is_of_this_process(self) -> bool:
+        """False in a forked child: the page and the last values are the parent's."""
+        return self._process_id == os.getpid()
+
+    def serves(self, config: Config) -> bool:
+        """Whether a call with `config` is answered by this pipeline; told where other settings are left out."""
+        if self._ended or config.prometheus_port == 0 or not self.is_of_this_process:
+            return False
+        if config == self.config:
+            return True
+        mine, theirs = (_address(one) for one in (self.config, config))
+        if theirs is None or mine != theirs or self.metrics_url is None:
+            return False
+        ignored = sorted(set(config.metrics_exporters) - set(self.config.metrics_exporters))
+        if ignored:
+            logger.warning(
+                "%s is served already with other settings: no %s exporter is added", mine, ", ".join(ignored)
+            )
+        return True
 
     @property
     def metrics_url(self) -> str | None:
@@ -83,7 +106,7 @@ class Pipeline:
         """Push what there is; False where that did not succeed in time."""
         if not self._pushes:
             return True
-        return _within(timeout_s, lambda: self.meter_provider.force_flush(timeout_s * 1000.0))
+        return _within(timeout_s, self.meter_provider.force_flush)
 
     def shutdown(self, timeout_s: float) -> bool:
         """Push the last values, stop serving, end all threads; False where that took longer than `timeout_s`.
@@ -96,13 +119,14 @@ class Pipeline:
             self._ended = True
         atexit.unregister(self._at_exit)
         until = time.monotonic() + timeout_s
-        in_time = _within(timeout_s, lambda: self.meter_provider.shutdown(timeout_s * 1000.0))
+        in_time = _within(timeout_s, self.meter_provider.shutdown)
         if self._server is not None:
             in_time = self._server.close(max(0.1, until - time.monotonic())) and in_time
         return in_time
 
     def _at_exit(self) -> None:
-        self.shutdown(_EXIT_TIMEOUT_S)
+        if self.is_of_this_process:
+            self.shutdown(_EXIT_TIMEOUT_S)
 
     # -- readers -------------------------------------------------------------------------------------
 
@@ -124,6 +148,8 @@ class Pipeline:
 
     def _prometheus(self) -> list[MetricReader]:
         registry = CollectorRegistry(auto_describe=False)
+        no_limits = _no_limits(PrometheusMetricReader)
+        reader = PrometheusMetricReader(registry=registry, scope_info_enabled=False, **no_limits)
         host, port = self.config.prometheus_host, self.config.prometheus_port
         try:
             self._server = MetricsServer(registry, host, port)
@@ -134,8 +160,7 @@ class Pipeline:
                 host, port, error.strerror or type(error).__qualname__,
             )  # fmt: skip
             return []
-        no_limits = _no_limits(PrometheusMetricReader)
-        return [PrometheusMetricReader(registry=registry, scope_info_enabled=False, **no_limits)]
+        return [reader]
 
     def _periodic(self, exporter: MetricExporter) -> list[MetricReader]:
         return [
@@ -160,8 +185,15 @@ def _no_limits(reader: type[MetricReader]) -> dict[str, Any]:
 
 
 def _resource(config: Config) -> Resource:
-    """Who speaks: OpenTelemetry's service, SDK and process attributes. No command line: it may hold secrets."""
+    """Who speaks: OpenTelemetry's service, SDK and process attributes. No command line: it may hold secrets.
+
+    Not `Resource.create`, which reads the environment: that is done where the Config is made.
+    """
     attributes: dict[str, Any] = {
+        "telemetry.sdk.language": "python",
+        "telemetry.sdk.name": "opentelemetry",
+        "telemetry.sdk.version": sdk_version,
+        "service.name": f"unknown_service:{Path(sys.executable or 'python').name}",
         "service.instance.id": str(uuid.uuid4()),
         "process.pid": os.getpid(),
         "process.executable.name": Path(sys.executable or "python").name,
@@ -171,23 +203,34 @@ def _resource(config: Config) -> Resource:
     }
     if config.service_name is not None:
         attributes["service.name"] = config.service_name
-    return Resource.create(attributes)
+    return Resource(attributes)
 
 
-def _within(timeout_s: float, act: Callable[[], Any]) -> bool:
-    """Run `act` in a daemon thread; False where it failed or did not end in time."""
+def _within(timeout_s: float, act: Callable[[float], Any]) -> bool:
+    """Run `act`, which takes a timeout in milliseconds, in a daemon thread; False where it failed or took longer.
+
+    The SDK gives up without a word at the time that it is told. It is told a later one, so that it is we who notice.
+    """
     outcome: list[bool] = []
 
-    def run() -> None:
+    def run(limit_s: float) -> None:
         try:
-            outcome.append(act() is not False)
+            outcome.append(act(limit_s * 1000.0) is not False)
         except Exception:
             swallow("ending an exporter")
 
-    thread = threading.Thread(target=run, name="amptalk-otel-deadline", daemon=True)
-    thread.start()
-    thread.join(timeout_s)
+    thread = threading.Thread(target=run, args=(2.0 * timeout_s,), name="amptalk-otel-deadline", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter is ending and starts no threads: the SDK has to keep to the timeout itself
+        run(timeout_s)
+    else:
+        thread.join(timeout_s)
     return bool(outcome and outcome[0])
+
+
+def _address(config: Config) -> str | None:
+    return f"{config.prometheus_host}:{config.prometheus_port}" if "prometheus" in config.metrics_exporters else None
 
 
 # -- sharing -------------------------------------------------------------------------------------------
@@ -197,13 +240,14 @@ _shared_lock = threading.Lock()
 
 
 def acquire(config: Config) -> Pipeline:
-    """A pipeline for `config`: the one that serves the same settings already, or a new one.
+    """A pipeline for `config`: the one that has its settings or serves its address already, or a new one.
 
-    With port 0 each caller gets a page of its own.
+    Whoever comes second to an address shares the page there, and the settings of the first. With port 0
+    each caller gets a page of its own.
     """
     with _shared_lock:
         for index, (pipeline, users) in enumerate(_shared):
-            if pipeline.config == config and config.prometheus_port != 0:
+            if pipeline.serves(config):
                 _shared[index] = (pipeline, users + 1)
                 return pipeline
         pipeline = Pipeline(config)

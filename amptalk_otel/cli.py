@@ -7,7 +7,9 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from amptalk_otel import _setting_types
 from amptalk_otel._version import __version__
 from amptalk_otel.config import Config
 
@@ -16,6 +18,8 @@ examples:
   amptalk-otel demo                      run until Ctrl-C; open http://localhost:8000/metrics
   amptalk-otel demo --seconds 10         stop by itself
   amptalk-otel demo --port 0 --rate 100  any free port, 100 segments a second
+  amptalk-otel run app.py --verbose      watch the agents of a program, unedited
+  amptalk-otel run -m package.app        the same for a module
 
 Every setting of the library works here too, as an environment variable; for example, to push to a collector:
   OTEL_METRICS_EXPORTER=prometheus,otlp OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 amptalk-otel demo
@@ -24,7 +28,6 @@ Every setting of the library works here too, as an environment variable; for exa
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 success, 1 failure, 2 wrong usage or settings."""
-    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     options = _parser().parse_args(arguments)
     try:
         changes = {} if options.port is None else {"prometheus_port": options.port}
@@ -32,16 +35,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"amptalk-otel: {error}", file=sys.stderr)
         return 2
+    if options.command == "run":
+        return _run(options.program if options.module is None else ["-m", *options.module], config)
     return _demo(options.seconds, options.rate, config)
 
 
 def _demo(seconds: float | None, rate: float, config: Config) -> int:
     from amptalk_otel.demo.app import run_demo
 
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         return asyncio.run(run_demo(seconds=seconds, config=config, rate=rate, out=sys.stdout))
     except KeyboardInterrupt:
         return 0
+
+
+def _run(command: Sequence[str], config: Config) -> int:
+    """Run a program. Logging is left alone: it is the program's."""
+    from amptalk_otel._run import run_program
+
+    if not command or command == ["-m"]:
+        print("amptalk-otel: name a program to run (see amptalk-otel run --help)", file=sys.stderr)
+        return 2
+    if command[0] != "-m" and not Path(command[0]).exists():
+        print(f"amptalk-otel: there is no file {command[0]}", file=sys.stderr)
+        return 2
+    return run_program(command, config)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,6 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--rate", type=_positive, default=20.0, metavar="R", help="transcript segments per second (default: 20)"
     )
+    run = commands.add_parser(
+        "run",
+        help="run a program with every orchestrator that it creates instrumented",
+        description="Run a program, unedited, with every orchestrator that it creates instrumented.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("--port", type=_port, metavar="P", help="port of the metrics page; 0 for any (default: 8000)")
+    # An option of its own: argparse takes no remainder that begins with one.
+    run.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    run.add_argument(
+        "program", nargs=argparse.REMAINDER, metavar="app.py [arguments]", help="or: -m module [arguments]"
+    )
     return parser
 
 
@@ -87,6 +119,7 @@ def _positive(text: str) -> float:
 
 
 def _port(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or int(text[:6]) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port number from 0 to 65535")
-    return int(text)
+    try:
+        return _setting_types.port(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port number from 0 to 65535") from None
