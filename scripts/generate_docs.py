@@ -1,0 +1,438 @@
+#!/usr/bin/env python3
+"""Write docs/configuration.md and docs/metrics.md from the tables in the code.
+
+The tables come from `amptalk_otel.config.SETTINGS` and `amptalk_otel._catalogue.CATALOGUE`, the names on
+the page from a real exporter, the example of a warning from a real one; the prose around them stands here.
+With `--check` nothing is written: exit code 1 tells that a file is not what would be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader  # noqa: E402
+from opentelemetry.metrics import Observation  # noqa: E402
+from opentelemetry.sdk.metrics import MeterProvider  # noqa: E402
+from prometheus_client import CollectorRegistry, generate_latest  # noqa: E402
+
+from amptalk_otel._bridge import _create  # noqa: E402
+from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES  # noqa: E402
+from amptalk_otel._catalogue import CATALOGUE, Kind, Metric, Owner  # noqa: E402
+from amptalk_otel._guard import logger  # noqa: E402
+from amptalk_otel.config import DEFAULTS, SETTINGS, Config, Setting  # noqa: E402
+
+_GENERATED = "<!-- Written by scripts/generate_docs.py: change that, or the tables in the code, and run it. -->\n"
+
+# -- configuration.md ----------------------------------------------------------------------------------
+
+_CONFIGURATION = """\
+# Configuration
+
+Nothing has to be configured: without any setting, the metrics are served for Prometheus at
+<http://localhost:8000/metrics>, reachable from this machine only, and nothing is pushed anywhere.
+
+## Where settings come from
+
+An argument goes before an environment variable, and that before the default.
+
+```python
+from amptalk_otel import Config, instrument_orchestrator
+
+instrument_orchestrator(orchestrator)  # the environment, and defaults for the rest
+instrument_orchestrator(orchestrator, config=Config.from_env(prometheus_port=9464))  # this port, whatever is set
+instrument_orchestrator(orchestrator, config=Config(prometheus_port=9464))  # this port, and defaults for the rest
+```
+
+The variables are OpenTelemetry's own where it has one. They are read when the instrumentation begins (never at
+import), and once. Where a row of the table below has two variables, the first goes before the second. An empty variable
+counts as not set.
+
+A `Config` that is made without `from_env` takes nothing from this table's variables, with the exceptions that
+OpenTelemetry's own exporters make: they look for headers, certificates and the "insecure" switch in the environment
+where the `Config` gives none, and `OTEL_SDK_DISABLED=true` switches its SDK off in any case.
+
+## Recipes
+
+Another port, or any free one (`instrumentation.metrics_url` tells which):
+
+```console
+$ export OTEL_EXPORTER_PROMETHEUS_PORT=9464
+$ export OTEL_EXPORTER_PROMETHEUS_PORT=0
+```
+
+A page that other machines can reach. It has no password and no encryption: mind who can connect.
+
+```console
+$ export OTEL_EXPORTER_PROMETHEUS_HOST=0.0.0.0
+```
+
+Push to an OpenTelemetry Collector every ten seconds, instead of serving a page or besides (`prometheus,otlp`). This needs
+`pip install 'amptalk_otel[otlp]'`:
+
+```console
+$ export OTEL_SERVICE_NAME=meeting-bot
+$ export OTEL_METRICS_EXPORTER=otlp
+$ export OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318
+$ export OTEL_METRIC_EXPORT_INTERVAL=10000
+```
+
+The same over gRPC, compressed, to a collector that wants a token:
+
+```console
+$ export OTEL_EXPORTER_OTLP_PROTOCOL=grpc
+$ export OTEL_EXPORTER_OTLP_ENDPOINT=https://collector.example.com:4317
+$ export OTEL_EXPORTER_OTLP_COMPRESSION=gzip
+$ export OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20TOKEN
+```
+
+See what would be sent, as JSON on stdout, or send nothing:
+
+```console
+$ export OTEL_METRICS_EXPORTER=console
+$ export OTEL_METRICS_EXPORTER=none
+```
+
+Leave the whole program uninstrumented, without touching its code:
+
+```console
+$ export OTEL_SDK_DISABLED=true
+```
+
+## What happens with a bad value
+
+A bad value never stops your program. It costs one warning on the logger `amptalk_otel`, which names the variable, the
+value and what is used instead:
+
+```text
+{warnings}
+```
+
+Headers, and what stands before an `@` in an endpoint, are never shown. In Python code a bad value raises `ValueError` with
+the name of the field, and so does `Config.from_env(strict=True)`. The `amptalk-otel` command ends with exit code 2.
+
+What is right as a value but fails in the world is treated alike:
+
+| what | what happens |
+|---|---|
+| the port is taken, the host can't be bound | one warning with the port; no page (`metrics_url` is None), everything else goes on |
+| the same host and port a second time in one program | one page for both, with the settings of the first |
+| `otlp` without the extra | one warning with the line that installs it; everything else goes on |
+| the collector is down | OpenTelemetry's exporter logs it and tries again; no message of your program waits for it |
+| the collector does not answer at the end | `shutdown(timeout_s=5.0)` returns False in time; a program that just ends waits 5 s at most |
+
+## All settings
+
+| variable | field of `Config` | default | meaning |
+|---|---|---|---|
+{settings}
+
+Times are seconds in a `Config`; where OpenTelemetry counts a variable in milliseconds, the table says so.
+"""  # noqa: E501 - rows of Markdown tables can't be folded
+
+_BAD_EXAMPLES = {
+    "OTEL_EXPORTER_PROMETHEUS_PORT": "eight",
+    "OTEL_METRICS_EXPORTER": "prometheus,jaeger",
+    "OTEL_EXPORTER_OTLP_HEADERS": "Bearer TOKEN",
+}
+
+
+class _Messages(logging.Handler):
+    """What is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+def configuration() -> str:
+    """The text of docs/configuration.md."""
+    settings = "\n".join(_setting_row(setting) for setting in SETTINGS)
+    return _GENERATED + _CONFIGURATION.format(settings=settings, warnings="\n".join(_warnings()))
+
+
+def _warnings() -> list[str]:
+    messages = _Messages()
+    logger.addHandler(messages)
+    propagates, logger.propagate = logger.propagate, False
+    try:
+        Config.from_env(_BAD_EXAMPLES)
+    finally:
+        logger.propagate = propagates
+        logger.removeHandler(messages)
+    return messages.texts
+
+
+def _setting_row(setting: Setting) -> str:
+    variables = ", ".join(f"`{variable}`" for variable in setting.variables)
+    return _row(variables, f"`{setting.field}`", _default(DEFAULTS[setting.field]), setting.description)
+
+
+def _default(value: Any) -> str:
+    if value in (None, {}, ()):
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{','.join(value)}`" if isinstance(value, tuple) else f"`{value}`"
+
+
+# -- metrics.md ----------------------------------------------------------------------------------------
+
+_METRICS = """\
+# Metrics
+
+What an instrumented program tells, where the numbers come from, and questions to ask Prometheus.
+
+Metrics have two names: OpenTelemetry's (`amptalk.agent.queue.size`), which collectors and OTLP backends see, and the one on
+the Prometheus page (`amptalk_agent_queue_size`). Attributes become labels in the same way: `agent.name` is `agent_name`.
+
+## Does every message show up? The balance
+
+For every agent, at every scrape:
+
+    received = processed + failed + dropped + in flight + queued
+
+| word | metric | a message counts there |
+|---|---|---|
+| received | `amptalk.agent.messages.received` | as soon as it is in the agent's inbox, whichever way it came |
+| queued | `amptalk.agent.queue.size` | while it waits in the inbox |
+| in flight | `amptalk.agent.messages.in_flight` | from the moment the agent takes it until it is finished, retries included |
+| processed | `amptalk.agent.messages.processed` | when processing it returned, at whatever attempt |
+| failed | `amptalk.agent.messages.failed` | when processing it raised, after the last retry; `error.type` is the exception's class |
+| dropped | `amptalk.agent.messages.dropped` | when it left the inbox and will never be finished; `reason` tells why |
+
+All numbers of one scrape are of one moment, so the sum holds exactly. A message that fails and is sent again is received
+again. Attempts are not messages: they count in `amptalk.agent.retries`.
+
+In PromQL, and 0 for every agent:
+
+```promql
+sum by (agent_id) (amptalk_agent_messages_received_total)
+  - (sum by (agent_id) (amptalk_agent_messages_processed_total) or 0 * sum by (agent_id) (amptalk_agent_running))
+  - (sum by (agent_id) (amptalk_agent_messages_failed_total) or 0 * sum by (agent_id) (amptalk_agent_running))
+  - (sum by (agent_id) (amptalk_agent_messages_dropped_total) or 0 * sum by (agent_id) (amptalk_agent_running))
+  - sum by (agent_id) (amptalk_agent_messages_in_flight)
+  - sum by (agent_id) (amptalk_agent_queue_size)
+```
+
+(`or 0 * …` fills in for agents that never failed or dropped anything: a counter that is 0 has no series.)
+
+### Why a message was dropped
+
+| `reason` | what happened | what to do |
+|---|---|---|
+| `cancelled` | the agent was stopped, or its task cancelled, while it worked on the message | stop agents when they are idle, or send the message again |
+| `unregistered` | the agent was let go with the message still in its inbox | empty the inbox before `unregister_agent` |
+| `taken` | somebody other than the agent's own loop took the message out of the inbox | look for code that reads another agent's `input_queue` |
+
+### Why a message was undeliverable
+
+These messages reached no inbox, so they are in nobody's balance. They count for the agent that sent them
+(`amptalk.agent.messages.undeliverable`), or for the orchestrator where it was to send them
+(`amptalk.orchestrator.messages.undeliverable`).
+
+| `reason` | what happened |
+|---|---|
+| `unknown_target` | there is no agent of that id |
+| `expired` | the message had made more hops than its time to live allows |
+| `error` | sending raised an exception, or reported failure for another reason |
+
+## Questions to ask
+
+Messages per second, by agent:
+
+```promql
+sum by (agent_name) (rate(amptalk_agent_messages_processed_total[5m]))
+```
+
+Who falls behind? The age of the oldest message that waits, and the inboxes that grow:
+
+```promql
+topk(5, amptalk_agent_queue_oldest_age_seconds)
+deriv(amptalk_agent_queue_size[10m]) > 0
+```
+
+Is it waiting or working? The 95th percentile of both:
+
+```promql
+histogram_quantile(0.95, sum by (le, agent_name) (rate(amptalk_agent_message_wait_duration_seconds_bucket[5m])))
+histogram_quantile(0.95, sum by (le, agent_name) (rate(amptalk_agent_message_process_duration_seconds_bucket[5m])))
+```
+
+Share of messages that fail, and the errors behind it:
+
+```promql
+sum by (agent_name) (rate(amptalk_agent_messages_failed_total[5m]))
+  / sum by (agent_name) (rate(amptalk_agent_messages_received_total[5m]))
+topk(5, sum by (agent_name, error_type) (increase(amptalk_agent_messages_failed_total[1h])))
+```
+
+Which agent is stuck? It has work, and finished nothing for five minutes:
+
+```promql
+amptalk_agent_messages_in_flight > 0
+  unless on (agent_id) (sum by (agent_id) (increase(amptalk_agent_messages_processed_total[5m])) > 0)
+```
+
+Which agent is registered and does not run?
+
+```promql
+amptalk_agent_running == 0
+```
+
+Where do messages disappear?
+
+```promql
+sum by (agent_name, reason) (increase(amptalk_agent_messages_dropped_total[1h])) > 0
+sum by (agent_name, reason) (increase(amptalk_agent_messages_undeliverable_total[1h])) > 0
+```
+
+## All metrics
+
+{tables}
+
+## Good to know
+
+- **Attributes are bounded.** After 50 values of `message.type` at an agent, or of `error.type` at one of its types, the rest is
+  counted as `_OTHER`. A value has at most 128 characters.
+- **A counter that is 0 has no series.** It appears with the first message that it counts.
+- **Series go with their agent.** The last values of an agent that was let go stay for `departed_agents_linger_s` (five
+  minutes), so that the next scrape sees them; then they are gone.
+- **Sizes are samples.** One payload in `message_size_sample_every` (100) of each agent and type is measured, as the length of
+  its JSON: exact up to 16 KiB; above that added up from its parts, without the escapes of special characters. What is no JSON,
+  or has more than 2,000 values, has no size.
+- **CPU shares cover at least a second.** Whoever asks sooner gets the last value again, so that two scrapers do not spoil each
+  other's. In the first tenth of a second there is none.
+- **Durations come from a monotonic clock.** Setting the machine's clock does not show in them.
+
+## Buckets
+
+Bounds are the inclusive upper ends of the buckets; a last bucket takes what is larger. They are given to OpenTelemetry as
+advice: a view in a `MeterProvider` of your own goes before them.
+
+Durations, in seconds:
+
+    {durations}
+
+Sizes, in bytes:
+
+    {sizes}
+"""  # noqa: E501 - as above
+
+_OWNERS = {
+    Owner.PROCESS: ("The machine and the process", "These have no attributes. Shares are between 0 and 1."),
+    Owner.AGENT: ("Agents", "All have `agent.id` and `agent.name`, and `orchestrator.name` where there is one."),
+    Owner.ORCHESTRATOR: ("Orchestrators", "With `orchestrator.name`."),
+    Owner.STATE: (
+        "State managers",
+        "With the attributes of the agent that the state manager belongs to, where there is one.",
+    ),
+    Owner.OPERATION: (
+        "Operations that the program measures itself",
+        "With `agent.id`, and with `agent.name` where it is known.",
+    ),
+}
+
+_KINDS = {
+    Kind.COUNTER: "counter",
+    Kind.UP_DOWN_COUNTER: "up-down counter",
+    Kind.GAUGE: "gauge",
+    Kind.HISTOGRAM: "histogram",
+}
+
+
+def metrics() -> str:
+    """The text of docs/metrics.md."""
+    names = page_names()
+    return _GENERATED + _METRICS.format(
+        tables="\n\n".join(_table(owner, names) for owner in Owner),
+        durations=_numbers(DURATION_BOUNDS_S),
+        sizes=_numbers(SIZE_BOUNDS_BYTES),
+    )
+
+
+def page_names() -> dict[str, str]:
+    """What each metric is called on the Prometheus page, by asking an exporter."""
+    registry = CollectorRegistry(auto_describe=False)
+    reader = PrometheusMetricReader(registry=registry, scope_info_enabled=False, disable_target_info=True)
+    provider = MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
+    meter = provider.get_meter("docs")
+    for metric in CATALOGUE:
+        instrument = _create(meter, metric, lambda _options: [Observation(1)])
+        if metric.kind is Kind.HISTOGRAM:
+            instrument.record(1)
+    page = generate_latest(registry).decode()
+    provider.shutdown()
+    helps = (line.split(" ", 3)[2:] for line in page.splitlines() if line.startswith("# HELP "))
+    by_description = {description: name for name, description in helps}
+    return {metric.name: by_description[metric.description] for metric in CATALOGUE}
+
+
+def _table(owner: Owner, names: dict[str, str]) -> str:
+    title, sentence = _OWNERS[owner]
+    rows = [_metric_row(metric, names[metric.name]) for metric in CATALOGUE if metric.owner is owner]
+    head = ["| metric | on the page | kind | unit | attributes | what it tells |", "|---|---|---|---|---|---|"]
+    return "\n".join([f"### {title}", "", sentence, "", *head, *rows])
+
+
+def _metric_row(metric: Metric, name: str) -> str:
+    kind = _KINDS[metric.kind]
+    if metric.kind is Kind.HISTOGRAM:
+        kind += " of durations" if metric.bounds is DURATION_BOUNDS_S else " of sizes"
+    attributes = ", ".join(f"`{attribute}`" for attribute in metric.attributes)
+    return _row(f"`{metric.name}`", f"`{name}`", kind, f"`{metric.unit}`", attributes, metric.description)
+
+
+# -- both ----------------------------------------------------------------------------------------------
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |".replace("|  |", "| |")
+
+
+def _numbers(bounds: Iterable[float]) -> str:
+    return ", ".join(f"{bound:,.10g}".replace(",", "") for bound in bounds)
+
+
+def main() -> int:
+    """Write or check the pages; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Write docs/configuration.md and docs/metrics.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file is out of date")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs", help="where the files are (default: docs)")
+    options = parser.parse_args()
+    pages: dict[str, str] = {"configuration.md": configuration(), "metrics.md": metrics()}
+    outdated = [name for name, text in pages.items() if _differs(options.folder / name, text)]
+    if not options.check:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        for name in outdated:
+            (options.folder / name).write_text(pages[name], encoding="utf-8")
+            print(f"wrote {options.folder / name}")
+        return 0
+    if outdated:
+        print("run: python scripts/generate_docs.py", file=sys.stderr)
+    return 1 if outdated else 0
+
+
+def _differs(path: Path, text: str) -> bool:
+    former = path.read_text(encoding="utf-8") if path.exists() else ""
+    changes = list(
+        difflib.unified_diff(former.splitlines(), text.splitlines(), str(path), "generated", lineterm="", n=0)
+    )
+    for line in changes[:20]:
+        print(line, file=sys.stderr)
+    return former != text
+
+
+if __name__ == "__main__":
+    sys.exit(main())
