@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
@@ -34,6 +35,7 @@ from amptalk_otel._catalogue import (
     samples,
     state_operation_attributes,
 )
+from amptalk_otel._reading import each_once
 from amptalk_otel._recorder import AgentRecorder, OperationKey, OperationRecorder, Reported
 from amptalk_otel._sdk_series import forget_series
 from amptalk_otel._system import System
@@ -86,9 +88,16 @@ class InstrumentsBridge:
         if not leaving:
             return
         identities = {identity for owner in leaving for identity in _identities(owner)}
+        identities -= {identity for owner in self._owners() for identity in _identities(owner)}
         for name, instrument in self._instruments.items():
             if name.startswith(("amptalk.agent.", "amptalk.state.", "amptalk.operation.")):
                 forget_series(instrument, lambda attributes: _identity(attributes) in identities)
+
+    def _owners(self) -> list[Reported]:
+        """Whoever is reported; two of them may have series in common."""
+        with self._lock:
+            observers = [observer for observer, _askers in self._reported.values() if observer is not None]
+        return [owner for observer in observers if (owner := observer.owner_ref()) is not None]
 
     def _withdraw_one(self, owner: Reported) -> bool:
         with self._lock:
@@ -138,7 +147,8 @@ class InstrumentsBridge:
         if readers is None or reader in readers or now > collection.until:
             collection.readers = readers = set()
             collection.until = now + _SNAPSHOT_LASTS_S
-            collection.snapshot = sum((source() for source in self._sources), Snapshot())
+            together = sum((source() for source in self._sources), Snapshot())
+            collection.snapshot = replace(together, agents=each_once(together.agents))
         readers.add(reader)
         snapshot: Snapshot = collection.snapshot
         return snapshot
@@ -153,6 +163,7 @@ class HistogramObserver:
         self._size: Histogram = instruments[MESSAGE_SIZE]
         self._state: Histogram = instruments[STATE_OPERATION_DURATION]
         self._operation: Histogram = instruments[OPERATION_DURATION]
+        self.owner_ref = weakref.ref(owner)
         self._owner_attributes = _owner_attributes(owner)
         self._attributes: dict[str, dict[str, str]] = {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.abc
 import importlib.machinery
 import sys
@@ -12,25 +11,28 @@ from types import ModuleType
 from typing import Any
 
 from amptalk_otel._guard import guarded
+from amptalk_otel._patch import Patches
 
 TAILS = ("core.framework.orchestrator", "core.orchestrator")
 """Modules are recognised by the end of their dotted name."""
 
 CLASS_NAME = "Orchestrator"
 
+_lock = threading.RLock()
+_covers: list[_Cover] = []
+_under_construction: set[int] = set()  # ids of instances whose constructor runs
+
 
 class Discovery:
-    """Calls `found(orchestrator)` for every orchestrator that is made, until `stop`."""
+    """Calls `found(orchestrator)` for every orchestrator that is made from now on, until `stop`."""
 
     def __init__(self, found: Callable[[Any], object], more_tails: Iterable[str] = ()) -> None:
-        self._found = found
+        self.found = found
         self._tails = (*TAILS, *more_tails)
-        self._covered: list[tuple[type, Any, Any]] = []  # class, its own __init__ (or None), our cover
-        self._lock = threading.RLock()
         self._finder = _Finder(self._matches, self.look_at)
         sys.meta_path.insert(0, self._finder)
-        for module in list(sys.modules.values()):
-            if self._matches(getattr(module, "__name__", "")):
+        for name, module in list(sys.modules.items()):
+            if self._matches(name):
                 self.look_at(module)
 
     def _matches(self, name: str) -> bool:
@@ -38,42 +40,107 @@ class Discovery:
 
     def look_at(self, module: ModuleType) -> None:
         """Cover the constructor of the module's orchestrator class."""
-        guarded("looking for orchestrators", self._cover, getattr(module, CLASS_NAME, None))
+        guarded("looking for orchestrators", self._look_at, module)
 
-    def _cover(self, kind: Any) -> None:
-        with self._lock:
-            if not isinstance(kind, type) or any(kind is covered for covered, _, _ in self._covered):
+    def _look_at(self, module: ModuleType) -> None:
+        kind = getattr(module, CLASS_NAME, None)
+        if not isinstance(kind, type):
+            return
+        with _lock:
+            if self._finder not in sys.meta_path:  # stopped while the module was loaded
                 return
-            own, cover = vars(kind).get("__init__"), _announcing(kind.__init__, self._found)  # type: ignore[misc]
-            kind.__init__ = cover  # type: ignore[misc]
-            self._covered.append((kind, own, cover))
+            cover = next((cover for cover in _covers if cover.kind is kind), None)
+            if cover is None:
+                cover = _Cover(kind)
+                _covers.append(cover)
+            if self not in cover.discoveries:
+                cover.discoveries = (*cover.discoveries, self)
 
     def stop(self) -> None:
-        """Put every constructor back and watch imports no more."""
-        with self._lock:
+        """Put every constructor back and watch imports no more. Harmless the second time."""
+        with _lock:
             if self._finder in sys.meta_path:
                 sys.meta_path.remove(self._finder)
-            for kind, own, cover in self._covered:
-                if vars(kind).get("__init__") is not cover:
-                    continue
-                if own is None:
-                    del kind.__init__  # type: ignore[misc]
-                else:
-                    kind.__init__ = own  # type: ignore[misc]
-            self._covered.clear()
+            for cover in reversed(_covers.copy()):
+                cover.discoveries = tuple(other for other in cover.discoveries if other is not self)
+                if not cover.discoveries:
+                    _covers.remove(cover)
+                    cover.undo()
 
 
-def _announcing(init: Callable[..., None], found: Callable[[Any], object]) -> Callable[..., None]:
-    @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it stands for one
-        init(self, *args, **kwargs)
-        guarded("instrumenting an orchestrator", found, self)
+class _Cover:
+    """The constructors of one class and its subclasses, covered once however many discoveries ask.
 
-    return __init__
+    An instance is told when its outermost constructor has returned: a subclass may set its name after
+    `super().__init__()`.
+    """
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+        self.discoveries: tuple[Discovery, ...] = ()
+        self._patches = Patches()
+        self._own_init_subclass = vars(kind).get("__init_subclass__")
+        self._patches.wrap(kind, "__init__", self._announcing)
+        self._cover_subclasses_of(kind)
+        self._init_subclass = self._watching_subclasses(kind)
+        kind.__init_subclass__ = self._init_subclass  # type: ignore[method-assign]
+
+    def _cover_subclasses_of(self, kind: type) -> None:
+        subclasses: list[type] = type.__subclasses__(kind)
+        for subclass in subclasses:
+            self._cover_subclass(subclass)
+            self._cover_subclasses_of(subclass)
+
+    def _cover_subclass(self, subclass: type) -> None:
+        if self._patches.active and "__init__" in vars(subclass):
+            self._patches.wrap(subclass, "__init__", self._announcing)
+
+    def _announcing(self, init: Callable[..., None]) -> Callable[..., None]:
+        def __init__(instance: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - it stands for one
+            key = id(instance)
+            if key in _under_construction:  # a constructor of a subclass, which has called this one, will tell
+                init(instance, *args, **kwargs)
+                return
+            _under_construction.add(key)
+            try:
+                init(instance, *args, **kwargs)
+            finally:
+                _under_construction.discard(key)
+            for discovery in _discoveries_for(instance):
+                guarded("instrumenting an orchestrator", discovery.found, instance)
+
+        return __init__
+
+    def _watching_subclasses(self, kind: type) -> Any:
+        own, cover_subclass = self._own_init_subclass, self._cover_subclass
+
+        def __init_subclass__(cls: Any, /, **kwargs: Any) -> None:  # noqa: N807 - it stands for one
+            if own is not None:
+                own.__get__(None, cls)(**kwargs)
+            else:
+                super(kind, cls).__init_subclass__(**kwargs)  # type: ignore[arg-type]
+            guarded("covering a subclass", cover_subclass, cls)
+
+        return classmethod(__init_subclass__)
+
+    def undo(self) -> None:
+        self._patches.undo()
+        if vars(self.kind).get("__init_subclass__") is not self._init_subclass:
+            return
+        if self._own_init_subclass is None:
+            del self.kind.__init_subclass__
+        else:
+            self.kind.__init_subclass__ = self._own_init_subclass  # type: ignore[method-assign]
+
+
+def _discoveries_for(instance: Any) -> Iterable[Discovery]:
+    with _lock:
+        covers = [cover for cover in _covers if isinstance(instance, cover.kind)]
+    return dict.fromkeys(discovery for cover in covers for discovery in cover.discoveries)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: lets the others find, and looks at what they load."""
+    """Finds nothing itself: lets those after it find, and looks at what they load."""
 
     def __init__(self, matches: Callable[[str], bool], look_at: Callable[[ModuleType], None]) -> None:
         self._matches = matches
@@ -82,15 +149,17 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if not self._matches(fullname):
+        if not self._matches(fullname) or self not in sys.meta_path:
             return None
-        for finder in list(sys.meta_path):
+        for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
             find_spec = getattr(finder, "find_spec", None)
-            spec = find_spec(fullname, path, target) if find_spec is not None and finder is not self else None
-            if spec is not None and spec.loader is not None:
-                spec.loader = _Loader(spec.loader, self._look_at)
+            if find_spec is None:  # a finder of before Python 3.4, which only the import system itself can ask
+                return None
+            spec: importlib.machinery.ModuleSpec | None = find_spec(fullname, path, target)
             if spec is not None:
-                return spec  # type: ignore[no-any-return]
+                if hasattr(spec.loader, "exec_module"):  # neither a namespace package nor a loader of before 3.4
+                    spec.loader = _Loader(spec.loader, self._look_at)
+                return spec
         return None
 
 
@@ -109,9 +178,14 @@ class _Loader(importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        spec = module.__spec__
-        if spec is not None:
-            spec.loader = self._loader  # what the program sees is the module as it would be without us
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader  # what the program sees is the module as it would be without us
         module.__loader__ = self._loader
-        self._loader.exec_module(module)
+        try:
+            self._loader.exec_module(module)
+        except BaseException as error:
+            # Without our frame, so that the import system can leave out its own as it always does. Python 3.10
+            # has the traceback elsewhere as well, and shows ours.
+            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
+            raise
         self._look_at(module)

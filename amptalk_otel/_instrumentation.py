@@ -157,6 +157,9 @@ def instrument_state_manager(
     )
 
 
+_GIVE_UP_S = 1.0  # for a pipeline that was begun and is not needed
+
+
 def _unusable_orchestrator(target: Any) -> str | None:
     return _missing(target, ORCHESTRATOR_ATTRIBUTES)
 
@@ -248,12 +251,14 @@ def _begin(
     if meter_provider is None:
         pipeline = _pipeline.acquire(config)
         meter_provider = pipeline.meter_provider
-    watch = Watch(bridge_for(meter_provider), config)
+    watch = None
     try:
+        watch = Watch(bridge_for(meter_provider), config)
         start(watch, target)
     except Exception:
-        watch.release()
+        if watch is not None:
+            watch.release()
         if pipeline is not None:
-            _pipeline.release(pipeline, 1.0)
+            _pipeline.release(pipeline, _GIVE_UP_S)
         raise
     return Instrumentation(watch, pipeline)

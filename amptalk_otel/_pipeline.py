@@ -160,6 +160,7 @@ class Pipeline:
                 host, port, error.strerror or type(error).__qualname__,
             )  # fmt: skip
             return []
+        self.config = self.config.with_changes(prometheus_port=self._server.port)  # if it was 0, whoever asks for it
         return [reader]
 
     def _periodic(self, exporter: MetricExporter) -> list[MetricReader]:

@@ -72,6 +72,7 @@ class AgentReading:
     oldest_age_s: float | None
     types: tuple[TypeReading, ...]
     states: tuple[StateReading, ...] = field(default=())
+    recorder_id: int = field(default=0, repr=False, compare=False)  # the same in two readings of one agent
 
     @property
     def received(self) -> int:
@@ -140,6 +141,14 @@ class OperationReading:
     duration: Distribution
 
 
+def each_once(readings: Iterable[AgentReading]) -> tuple[AgentReading, ...]:
+    """The readings without second ones of the same agent, which come from somebody else who watches it."""
+    found: dict[int, AgentReading] = {}
+    for reading in readings:
+        found.setdefault(reading.recorder_id, reading)
+    return tuple(found.values())
+
+
 def _merged(distributions: Iterable[Distribution], bounds: tuple[float, ...]) -> Distribution:
     return sum(distributions, Distribution.empty(bounds))
 
@@ -188,11 +197,11 @@ def oldest_age_s(recorder: AgentRecorder) -> float | None:
     """Seconds that the oldest message with a known arrival has waited; None where there is none."""
     for _ in range(_TRIES):
         try:
-            arrivals = [next(iter(recorder.arrivals.values()), None)]
-            arrivals += [again[0] for again in recorder.arrived_again.values()]
+            first = next((arrived_at for arrived_at in recorder.arrivals.values() if arrived_at), None)
+            again = [moments[0] for moments in recorder.arrived_again.values() if moments[0]]
         except RuntimeError:  # the inbox changed while we looked
             continue
-        oldest = min((arrived_at for arrived_at in arrivals if arrived_at is not None), default=None)
+        oldest = min(again, default=first) if first is None else min((first, *again))
         return None if oldest is None else max(0.0, recorder.clock() - oldest)
     return None
 

@@ -136,6 +136,7 @@ class AgentRecorder(StateOwner):
         orchestrator_name: str | None = None,
         size_sample_every: int = 100,
         type_of: Callable[[Any], object] = attrgetter("message_type"),
+        type_is_enum: bool = True,
         payload_of: Callable[[Any], Any] = attrgetter("payload"),
         clock: Callable[[], float] = perf_counter,
     ) -> None:
@@ -146,13 +147,14 @@ class AgentRecorder(StateOwner):
         self.started_at: float | None = None
         self.departed_at: float | None = None
         self.records: list[TypeRecorder] = []
-        self.arrivals: dict[int, float] = {}  # id of the inbox item -> when; its first entry is the oldest
+        self.arrivals: dict[int, float] = {}  # id of the waiting message -> when; the oldest first
         self.arrived_again: dict[int, deque[float]] = {}  # the same object, more than once in the inbox
         self._by_type: dict[object, TypeRecorder] = {}
         self._flights: dict[int, Flight] = {}  # id of the message -> flight
         self._unstarted = 0
         self._size_sample_every = size_sample_every
         self._type_of = type_of
+        self._type_is_enum = type_is_enum  # whether `type_of` tells the attribute `message_type` and nothing else
         self._payload_of = payload_of
         self.clock = clock
 
@@ -161,12 +163,13 @@ class AgentRecorder(StateOwner):
     def waiting(self, item: Any) -> None:
         """`item` was in the inbox before we came: received and queued, with no known arrival."""
         self._record_of(item).received += 1
+        self._remember_arrival(id(message_of(item)), _UNKNOWN_ARRIVAL)
 
     def arrived(self, item: Any) -> None:
         """`item` was put into the inbox."""
         record = self._record_of(item)
         # Before `received`: a reader that sees the message counted must find when it came.
-        self._remember_arrival(id(item), self.clock())
+        self._remember_arrival(id(item) if item.__class__ is not tuple else id(message_of(item)), self.clock())
         record.received += 1
         if self._size_sample_every and record.received % self._size_sample_every == 1 % self._size_sample_every:
             self._measure_size(record, item)
@@ -176,9 +179,9 @@ class AgentRecorder(StateOwner):
         now = self.clock()
         message = message_of(item)
         record = self._record_of(message)
-        arrived_at = self.arrivals.pop(id(item), _UNKNOWN_ARRIVAL)
-        if self.arrived_again and not arrived_at:
-            arrived_at = self._next_arrival(id(item))
+        arrived_at = self.arrivals.pop(id(message), None)
+        if arrived_at is None:
+            arrived_at = self._next_arrival(id(message))
         if not own_loop or (self._flights and self._busy_with(task)):
             count(record.dropped, TAKEN)
         else:
@@ -341,7 +344,7 @@ class AgentRecorder(StateOwner):
             record = TypeRecorder(message_type)
             self.records.append(record)
         raw = getattr(getattr(message, "message_type", None), "_value_", None)
-        if isinstance(raw, (str, int)):
+        if self._type_is_enum and isinstance(raw, (str, int)):
             self._by_type[raw] = record  # next time without the search
         return record
 

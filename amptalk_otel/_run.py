@@ -1,41 +1,101 @@
-"""An unedited program, run with its orchestrators instrumented by a pipeline of ours."""
+"""An unedited program, run as Python would run it, with its orchestrators instrumented by a pipeline of ours."""
 
 from __future__ import annotations
 
+import builtins
+import os
+import pkgutil
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader, SourcelessFileLoader
 from pathlib import Path
+from types import CodeType, ModuleType, TracebackType
 
-from amptalk_otel._discovery import Discovery
-from amptalk_otel._instrumentation import instrument_orchestrator
+from amptalk_otel._zero_code import ZeroCode
 from amptalk_otel.config import Config
 
 
 def run_program(command: Sequence[str], config: Config) -> int:
     """Run `app.py [arguments]` or `-m module [arguments]` as Python would; returns its exit code.
 
-    The program's exceptions pass unchanged. Metrics are served and pushed until the process ends; the
-    last values are pushed at its exit.
+    The program's exceptions pass unchanged, and its tracebacks are shown without our frames. Metrics are
+    served and pushed until the process ends, for threads too that outlive the main module; the last values
+    are pushed at its exit. With port 0 the address of the page is told on stderr.
     """
-    discovery = Discovery(lambda orchestrator: instrument_orchestrator(orchestrator, config=config), config.modules)
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    vars(main).update(__builtins__=builtins, __annotations__={})
     try:
-        if command[0] == "-m":
-            _run_module(command[1:])
-        else:
-            _run_file(command)
-    finally:
-        discovery.stop()
+        run = _prepare(command, main)
+    except OSError as error:
+        _say(f"can't open {command[0]} ({error.strerror or type(error).__qualname__})")
+        return 2
+    if not config.sdk_disabled:
+        ZeroCode(config, tell_url=lambda url: _say(f"metrics at {url}"))
+    try:
+        run()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        _show_from(_without_us(error.__traceback__))
+        raise
     return 0
 
 
-def _run_file(command: Sequence[str]) -> None:
-    sys.argv[:] = command
-    sys.path[0] = str(Path(command[0]).resolve().parent)
-    runpy.run_path(command[0], run_name="__main__")
+def _say(text: str) -> None:
+    print(f"amptalk-otel: {text}", file=sys.stderr)  # noqa: T201 - the command's own word, before or beside the program
 
 
-def _run_module(command: Sequence[str]) -> None:
+def _prepare(command: Sequence[str], main: ModuleType) -> Callable[[], None]:
+    """Set `sys.argv` and `sys.path` as Python does; returns what runs the program. Raises OSError for no file."""
+    if command[0] == "-m":
+        _set_path(str(Path.cwd()))
+        sys.argv[:] = ["-m", *command[2:]]
+        return lambda: runpy._run_module_as_main(command[1])  # type: ignore[attr-defined]  # noqa: SLF001 - what `python -m` runs
     sys.argv[:] = command
-    sys.path[0] = str(Path.cwd())
-    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+    if pkgutil.get_importer(command[0]) is not None:  # a folder or an archive, with a `__main__` inside
+        _set_path(_absolute(command[0]), always=True)
+        return lambda: runpy._run_module_as_main("__main__", False)  # type: ignore[attr-defined]  # noqa: SLF001
+    code = _load(command[0], main)
+    _set_path(str(Path(command[0]).resolve().parent))
+    return lambda: exec(code(), vars(main))  # noqa: S102 - this is what running a program is
+
+
+def _load(name: str, main: ModuleType) -> Callable[[], CodeType]:
+    """Make `main` the module of this file; returns what compiles it."""
+    path = _absolute(name)
+    is_compiled = path.endswith(".pyc")
+    loader = SourcelessFileLoader("__main__", path) if is_compiled else SourceFileLoader("__main__", path)
+    vars(main).update(__file__=path, __cached__=None, __loader__=loader)
+    source = loader.get_data(path)
+    if isinstance(loader, SourceFileLoader):
+        return lambda: loader.source_to_code(source, path)
+    return lambda: loader.get_code("__main__")  # type: ignore[return-value]
+
+
+def _absolute(name: str) -> str:
+    return os.path.join(os.getcwd(), name)  # noqa: PTH109, PTH118 - not normalised, as Python has it
+
+
+def _set_path(first: str, *, always: bool = False) -> None:
+    if not getattr(sys.flags, "safe_path", sys.flags.isolated):  # else there is no such entry
+        sys.path[0] = first
+    elif always:
+        sys.path.insert(0, first)
+
+
+def _without_us(traceback: TracebackType | None) -> TracebackType | None:
+    """What Python itself would show: from the program's first frame on; nothing for one that does not compile."""
+    while traceback is not None and traceback.tb_frame.f_code.co_filename.startswith((__file__, "<frozen importlib")):
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _show_from(traceback: TracebackType | None) -> None:
+    """Let the exception that is about to end the process be shown from here on."""
+    show = sys.excepthook
+
+    def show_from(kind: type[BaseException], error: BaseException, _whole: TracebackType | None) -> None:
+        show(kind, error.with_traceback(traceback), traceback)
+
+    sys.excepthook = show_from

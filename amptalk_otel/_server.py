@@ -35,7 +35,8 @@ class MetricsServer:
         )
         self._thread.start()
         shown = f"[{host}]" if ":" in host else host
-        self.url = f"http://{shown}:{self._server.server_address[1]}/metrics"
+        self.port = int(self._server.server_address[1])
+        self.url = f"http://{shown}:{self.port}/metrics"
 
     def close(self, timeout_s: float) -> bool:
         """Stop serving and free the port; False where the thread is still alive after `timeout_s`."""

@@ -15,7 +15,7 @@ from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._labels import clean
 from amptalk_otel._reading import AgentReading, read_operations
 from amptalk_otel._recorder import AgentRecorder, OperationRecorder, Reported
-from amptalk_otel.adapters import AgentAdapter, adapter_for
+from amptalk_otel.adapters import AgentAdapter, adapter_for, tells_message_type_as_it_is
 from amptalk_otel.config import Config
 
 _lock = threading.RLock()
@@ -114,8 +114,9 @@ class Watch:
         recorder = shared.hook.recorder
         if former is not recorder:  # else it is reported since before it left
             if former is not None:
-                self._bridge.withdraw([former])
-            self._bridge.report(recorder)
+                self._withdraw([former])
+            if self._reports_agents:
+                self._bridge.report(recorder)
         return shared
 
     def _take_back(self, agent_id: str, agent_name: str) -> AgentRecorder | None:
@@ -130,6 +131,7 @@ class Watch:
             agent_id,
             agent_name,
             type_of=adapter.message_type,
+            type_is_enum=tells_message_type_as_it_is(adapter),
             payload_of=adapter.payload,
             orchestrator_name=self._orchestrator.recorder.name if self._orchestrator is not None else None,
             size_sample_every=self._config.message_size_sample_every,
@@ -148,7 +150,7 @@ class Watch:
             shared.hook.let_go()
         former, _left_at = self._departed.get(recorder.agent_id, (None, 0.0))
         if former is not None:
-            self._bridge.withdraw([former.recorder])
+            self._withdraw([former.recorder])
         self._departed[recorder.agent_id] = shared.hook, recorder.clock()
 
     # -- reading -------------------------------------------------------------------------------------
@@ -156,11 +158,10 @@ class Watch:
     def agents(self) -> list[AgentReading]:
         """A reading of every agent, those included that left a short while ago."""
         with _lock:
-            self._let_go_dead_agents()
-            retired = self._retire_departed_agents()
+            retired = self._forget_agents()
             hooks = [shared.hook for shared in self._agents.values()]
             hooks += [hook for hook, _left_at in self._departed.values()]
-        self._bridge.withdraw(retired)
+        self._withdraw(retired)
         readings = (guarded("reading an agent", hook.read) for hook in hooks)
         return [reading for reading in readings if reading is not None]
 
@@ -168,6 +169,8 @@ class Watch:
         """Everything at this moment."""
         operations = read_operations(self.operations)
         if not self._reports_agents:
+            with _lock:
+                self._forget_agents()
             return Snapshot(machine=self._reports_machine, operations=operations)
         orchestrator = self._orchestrator
         reading = guarded("reading the orchestrator", orchestrator.read) if orchestrator is not None else None
@@ -179,6 +182,14 @@ class Watch:
             orchestrators=(reading,) if reading is not None else (),
             states=tuple(state for state in states if state is not None),
         )
+
+    def _withdraw(self, recorders: list[AgentRecorder]) -> None:
+        if self._reports_agents:
+            self._bridge.withdraw(recorders)
+
+    def _forget_agents(self) -> list[AgentRecorder]:
+        self._let_go_dead_agents()
+        return self._retire_departed_agents()
 
     def _let_go_dead_agents(self) -> None:
         """Agents that the program dropped without unregistering them."""
@@ -204,9 +215,11 @@ class Watch:
                 return
             self._released = True
             self._bridge.remove(self.snapshot)
-            owners: list[Reported] = [self.operations, *(hook.recorder for hook, _left_at in self._departed.values())]
+            owners: list[Reported] = [self.operations]
+            if self._reports_agents:
+                owners += [hook.recorder for hook, _left_at in self._departed.values()]
+                owners += [shared.hook.recorder for shared in self._agents.values()]
             for shared in self._agents.values():
-                owners.append(shared.hook.recorder)
                 if shared.leave(self):
                     shared.hook.release()
             for manager_hook in self._state_managers:

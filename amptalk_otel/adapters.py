@@ -7,9 +7,12 @@ docs/adapters.md walks through one.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from datetime import datetime
 from typing import Any
+
+from amptalk_otel._guard import complain, guarded
 
 
 class AgentAdapter:
@@ -17,7 +20,8 @@ class AgentAdapter:
 
     An adapter names coroutine methods of the agent, which are covered on the instance and called through, and
     reads attributes. It must not change anything, and the reading methods (`is_running`, `started_at`) are
-    called from exporters' threads.
+    called from exporters' threads. What goes wrong in it costs one log record a minute and what it was to tell,
+    never the program.
     """
 
     process: str = "process_message"
@@ -33,6 +37,12 @@ class AgentAdapter:
 
     start: str | None = None
     """The coroutine method that starts the agent."""
+
+    loop: str | None = None
+    """The method that takes messages from the inbox, for agents whose loop runs inside somebody else's task
+    (`await agent.run()`). A task of its own (`create_task(agent.run())`) is recognised without.
+
+    Messages that anybody else takes from the inbox are counted as dropped, with the reason `taken`."""
 
     def matches(self, agent: Any) -> bool:
         """Whether `agent` is of this kind. Decide by structure, not by class: programs vendor frameworks."""
@@ -118,6 +128,7 @@ class CoreAdapter(AgentAdapter):
     """Agents of generation "core": `inbox` and `outbox`, `run`, `_process_message`, `status`; no names, no retries."""
 
     process: str = "_process_message"
+    loop: str | None = "run"
     _stopped = frozenset({"initializing", "shutdown", "shutting_down", "stopped", "terminated"})
 
     def matches(self, agent: Any) -> bool:
@@ -153,6 +164,90 @@ def undelivered_reason(message: Any, known: Any) -> str:
     return "expired" if hops is not None and limit is not None and hops > limit else "error"
 
 
+class _Careful(AgentAdapter):
+    """A registered adapter. What it can't tell is left out."""
+
+    def __init__(self, adapter: AgentAdapter) -> None:
+        self.adapter = adapter
+        self.kind = type(adapter).__qualname__
+        self.process, self.attempt = adapter.process, adapter.attempt
+        self.send, self.start, self.loop = adapter.send, adapter.start, adapter.loop
+
+    def _ask(self, question: str, *about: Any) -> Any:
+        def ask() -> Any:
+            return getattr(self.adapter, question)(*about)
+
+        return guarded(f"{self.kind}.{question}", ask)
+
+    def matches(self, agent: Any) -> bool:
+        return bool(self._ask("matches", agent))
+
+    def inbox(self, agent: Any) -> Any:
+        return self._ask("inbox", agent)
+
+    def outbox(self, agent: Any) -> Any:
+        return self._ask("outbox", agent)
+
+    def agent_id(self, agent: Any) -> str:
+        agent_id = self._ask("agent_id", agent)
+        return f"{type(agent).__qualname__}-{id(agent):x}" if agent_id is None else str(agent_id)
+
+    def agent_name(self, agent: Any) -> str:
+        name = self._ask("agent_name", agent)
+        return self.agent_id(agent) if name is None else str(name)
+
+    def is_running(self, agent: Any) -> bool:
+        return bool(self._ask("is_running", agent))
+
+    def started_at(self, agent: Any) -> float | None:
+        started_at = self._ask("started_at", agent)
+        return started_at if isinstance(started_at, (int, float)) else None
+
+    def state_manager(self, agent: Any) -> Any:
+        return self._ask("state_manager", agent)
+
+    def message_type(self, message: Any) -> object:
+        return self._ask("message_type", message)
+
+    def payload(self, message: Any) -> Any:
+        return self._ask("payload", message)
+
+    def target(self, message: Any) -> Any:
+        return self._ask("target", message)
+
+    def undelivered_reason(self, agent: Any, message: Any) -> str:
+        return str(self._ask("undelivered_reason", agent, message) or "error")
+
+    def method(self, agent: Any, role: str) -> str | None:
+        """The coroutine method that plays `role`; None, and one log record, where what is named is none."""
+        name = getattr(self, role)
+        if name is None:
+            return None
+        if isinstance(name, str) and inspect.iscoroutinefunction(getattr(agent, name, None)):
+            return name
+        kind = type(agent).__qualname__
+        complain(
+            f"{self.kind}.{role} of {kind}",
+            "%s.%s is %r, but %s has no coroutine method of that name: what it would tell is missing from the metrics",
+            self.kind, role, name, kind,
+        )  # fmt: skip
+        return None
+
+
+def method_of(adapter: AgentAdapter, agent: Any, role: str) -> str | None:
+    """The name of the method that plays `role` (`process`, `attempt`, `send`, `start`) on this agent; None without."""
+    if isinstance(adapter, _Careful):
+        return adapter.method(agent, role)
+    name = getattr(adapter, role)
+    return name if name is not None and hasattr(agent, name) else None
+
+
+def tells_message_type_as_it_is(adapter: AgentAdapter) -> bool:
+    """Whether the adapter leaves `message_type` to the message's attribute of that name."""
+    adapter = adapter.adapter if isinstance(adapter, _Careful) else adapter
+    return getattr(type(adapter), "message_type", None) is AgentAdapter.message_type
+
+
 _lock = threading.Lock()
 _adapters: tuple[AgentAdapter, ...] = (FrameworkAdapter(), CoreAdapter())
 
@@ -161,19 +256,26 @@ def register_adapter(adapter: AgentAdapter) -> None:
     """Let `adapter` be asked first about every agent that is instrumented from now on."""
     global _adapters
     with _lock:
-        _adapters = (adapter, *_adapters)
+        _adapters = (_Careful(adapter), *_adapters)
 
 
 def unregister_adapter(adapter: AgentAdapter) -> None:
     """Take `register_adapter` back; agents that are watched already stay watched."""
     global _adapters
     with _lock:
-        _adapters = tuple(other for other in _adapters if other is not adapter)
+        _adapters = tuple(other for other in _adapters if getattr(other, "adapter", None) is not adapter)
 
 
 def adapter_for(agent: Any) -> AgentAdapter | None:
-    """The first adapter that `agent` matches; None for an agent of no known kind."""
-    return next((adapter for adapter in _adapters if adapter.matches(agent)), None)
+    """The first adapter that `agent` matches and that can watch it; None for an agent of no known kind."""
+    return next((adapter for adapter in _adapters if adapter.matches(agent) and _can_watch(adapter, agent)), None)
+
+
+def _can_watch(adapter: AgentAdapter, agent: Any) -> bool:
+    """Without an inbox and the end of processing there is nothing to count."""
+    if not isinstance(adapter, _Careful):
+        return True
+    return adapter.inbox(agent) is not None and adapter.method(agent, "process") is not None
 
 
 def _has(agent: Any, *names: str) -> bool:

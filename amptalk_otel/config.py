@@ -42,7 +42,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("otlp_protocol", ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
             types.choice("http/protobuf", "grpc"), "Transport of the `otlp` exporter: `http/protobuf` or `grpc`."),
     Setting("otlp_endpoint", ("OTEL_EXPORTER_OTLP_ENDPOINT",), types.url,
-            "Collector to push to. For `http/protobuf`, `/v1/metrics` is appended."),
+            "Collector to push to; without one `http://localhost:4318`, or port 4317 for `grpc`. "
+            "For `http/protobuf`, `/v1/metrics` is appended."),
     Setting("otlp_metrics_endpoint", ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",), types.url,
             "Collector to push metrics to, used as it is; goes before `otlp_endpoint`."),
     Setting("otlp_headers", ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"), types.pairs,

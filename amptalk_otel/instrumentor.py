@@ -14,8 +14,7 @@ except ImportError:
         "AmptalkInstrumentor needs opentelemetry-instrumentation; run: pip install 'amptalk_otel[auto]'"
     ) from None
 
-from amptalk_otel._discovery import Discovery
-from amptalk_otel._instrumentation import Instrumentation, instrument_orchestrator
+from amptalk_otel._zero_code import ZeroCode
 from amptalk_otel.config import Config
 
 
@@ -28,8 +27,7 @@ class AmptalkInstrumentor(BaseInstrumentor):  # type: ignore[misc]
     `AMPTALK_OTEL_MODULES` adds), those included that are imported already.
     """
 
-    _discovery: Discovery | None = None
-    _instrumentations: list[Instrumentation]
+    _zero_code: ZeroCode | None = None
 
     def instrumentation_dependencies(self) -> Collection[str]:
         """None: the framework is vendored, not installed."""
@@ -37,22 +35,15 @@ class AmptalkInstrumentor(BaseInstrumentor):  # type: ignore[misc]
 
     def _instrument(self, **kwargs: Any) -> None:
         config = kwargs.get("config") or Config.from_env()
-        meter_provider = kwargs.get("meter_provider") or metrics.get_meter_provider()
-        tracer_provider = kwargs.get("tracer_provider") or trace.get_tracer_provider()
-        self._instrumentations = []
-
-        def found(orchestrator: Any) -> None:
-            instrumentation = instrument_orchestrator(
-                orchestrator, config=config, meter_provider=meter_provider, tracer_provider=tracer_provider
-            )
-            self._instrumentations.append(instrumentation)
-
-        self._discovery = Discovery(found, config.modules)
+        if config.sdk_disabled:
+            return
+        self._zero_code = ZeroCode(
+            config,
+            meter_provider=kwargs.get("meter_provider") or metrics.get_meter_provider(),
+            tracer_provider=kwargs.get("tracer_provider") or trace.get_tracer_provider(),
+        )
 
     def _uninstrument(self, **_kwargs: Any) -> None:
-        if self._discovery is not None:
-            self._discovery.stop()
-            self._discovery = None
-        for instrumentation in self._instrumentations:
-            instrumentation.uninstrument()
-        self._instrumentations = []
+        zero_code, self._zero_code = self._zero_code, None
+        if zero_code is not None:
+            zero_code.stop()

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import weakref
 from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import Meter, MeterProvider, NoOpMeterProvider
 
 from amptalk_otel import _pipeline
 from amptalk_otel._bridge import SCOPE_NAME, bridge_for
-from amptalk_otel._custom import CustomMetrics
-from amptalk_otel._guard import guarded
+from amptalk_otel._custom import CustomMetrics, Definition
+from amptalk_otel._guard import complain, guarded
 from amptalk_otel._labels import clean
 from amptalk_otel._version import __version__
 from amptalk_otel._watch import Watch
@@ -59,28 +58,40 @@ class PerformanceMonitor:
         include_system_metrics: bool = True,  # noqa: FBT001, FBT002
         include_agent_metrics: bool = True,  # noqa: FBT001, FBT002
     ) -> None:
-        _check_interval(collection_interval_seconds)
+        self.agent_processing_time = _CountedAlready()
+        self._lock = threading.RLock()  # never taken while metrics are read: see `_live_agents`
+        self._agents: dict[str, weakref.ref[Any]] = {}
+        self._pipeline: _pipeline.Pipeline | None = None
+        self._provider: MeterProvider | None = None
+        self._watch: Watch | None = None
+        self._custom = CustomMetrics(f"{SCOPE_NAME}.{name}", self._live_agents)
+        self._configure(
+            name=name,
+            enable_prometheus=enable_prometheus,
+            prometheus_port=prometheus_port,
+            collection_interval_seconds=collection_interval_seconds,
+            include_system_metrics=include_system_metrics,
+            include_agent_metrics=include_agent_metrics,
+        )
+
+    def _configure(
+        self,
+        *,
+        name: str,
+        enable_prometheus: bool,
+        prometheus_port: int,
+        collection_interval_seconds: float,
+        include_system_metrics: bool,
+        include_agent_metrics: bool,
+    ) -> None:
+        self._config = _config_of(enable_prometheus, prometheus_port, collection_interval_seconds)
+        self._custom.scope = f"{SCOPE_NAME}.{name}"
         self.name = name
         self.enable_prometheus = enable_prometheus
         self.prometheus_port = prometheus_port
         self.collection_interval_seconds = collection_interval_seconds
         self.include_system_metrics = include_system_metrics
         self.include_agent_metrics = include_agent_metrics
-        self.agent_processing_time: _CountedAlready = _CountedAlready()
-        self._config = self._make_config()
-        self._lock = threading.RLock()
-        self._agents: dict[str, weakref.ref[Any]] = {}
-        self._pipeline: _pipeline.Pipeline | None = None
-        self._watch: Watch | None = None
-        self._custom = CustomMetrics(f"{SCOPE_NAME}.{name}", self._live_agents)
-
-    def _make_config(self) -> Config:
-        config = Config.from_env(
-            prometheus_port=self.prometheus_port, metric_export_interval_s=float(self.collection_interval_seconds)
-        )
-        others = tuple(name for name in config.metrics_exporters if name not in ("prometheus", "none"))
-        exporters = ("prometheus", *others) if self.enable_prometheus else others
-        return config.with_changes(metrics_exporters=exporters or ("none",))
 
     @property
     def metrics_url(self) -> str | None:
@@ -89,44 +100,79 @@ class PerformanceMonitor:
 
     @property
     def is_collecting(self) -> bool:
-        """Whether metrics are served and pushed."""
-        return self._watch is not None
+        """Whether metrics are served and pushed. Never so with `OTEL_SDK_DISABLED`."""
+        return self._pipeline is not None
 
     @property
     def monitored_agents(self) -> dict[str, Any]:
         """The agents that were added and not removed, by id."""
-        with self._lock:
-            return {agent_id: agent for agent_id, ref in self._agents.items() if (agent := ref()) is not None}
+        return {agent_id: agent for agent_id, ref in self._agents.copy().items() if (agent := ref()) is not None}
 
     @property
     def meter(self) -> Meter:
-        """An OpenTelemetry meter on the same page and exporters, for instruments of the program's own."""
-        return self._begin().meter_provider.get_meter(f"{SCOPE_NAME}.{self.name}", __version__)
+        """An OpenTelemetry meter on the same page and exporters, for instruments of the program's own.
+
+        Begins to collect. After `stop_collecting` its instruments tell nothing any more: ask again.
+        """
+        return self._begin().get_meter(f"{SCOPE_NAME}.{self.name}", __version__)
+
+    def _adopt(self, settings: dict[str, Any]) -> None:
+        """Take other settings, by the names of the constructor's arguments, unless they are in use already."""
+        with self._lock:
+            differing = [setting for setting, value in settings.items() if getattr(self, setting) != value]
+            if differing and self._provider is not None:
+                _logger.info("the process's monitor goes on with its former settings of %s", ", ".join(differing))
+            elif differing:
+                self._configure(**settings)
 
     # -- agents --------------------------------------------------------------------------------------
 
     def add_agent(self, agent: Any) -> None:
-        """Watch an agent. Harmless for one that is watched already; another one of the same id takes its place."""
+        """Watch an agent. Harmless for one that is watched already; another one of the same id takes its place.
+
+        Agents are held weakly. One of a kind that no adapter knows costs a log record.
+        """
+        guarded("watching an agent", self._add_agent, agent)
+
+    def _add_agent(self, agent: Any) -> None:
         adapter = adapter_for(agent)
-        agent_id = clean(adapter.agent_id(agent)) if adapter is not None else clean(getattr(agent, "agent_id", None))
+        if adapter is None:
+            kind = type(agent).__qualname__
+            complain(f"agent {kind}", "%s can't be watched: it is of no kind that an adapter knows", kind)
+            return
+        agent_id = clean(adapter.agent_id(agent))
         with self._lock:
             former = self._agents.get(agent_id)
             if former is not None and former() is not agent:
                 self.remove_agent(agent_id)
-            self._agents[agent_id] = weakref.ref(agent)
+            self._agents[agent_id] = self._ref(agent_id, agent)
             self._begin()
             if self._watch is not None:
-                guarded("watching an agent", self._watch.agent_registered, agent)
+                self._watch.agent_registered(agent)
+
+    def _ref(self, agent_id: str, agent: Any) -> weakref.ref[Any]:
+        """A reference that is forgotten with the agent."""
+        agents = self._agents
+
+        def forget(ref: weakref.ref[Any]) -> None:
+            if agents.get(agent_id) is ref:
+                del agents[agent_id]
+
+        return weakref.ref(agent, forget)
 
     def remove_agent(self, agent_id: str) -> None:
         """Let an agent go; unknown ids are ignored. Its last values stay on the page for a while."""
+        guarded("letting an agent go", self._remove_agent, agent_id)
+
+    def _remove_agent(self, agent_id: str) -> None:
         with self._lock:
             ref = self._agents.pop(clean(agent_id), None)
             agent = ref() if ref is not None else None
             if agent is not None and self._watch is not None:
-                guarded("letting an agent go", self._watch.agent_unregistered, agent)
+                self._watch.agent_unregistered(agent)
 
     def _live_agents(self) -> list[Any]:
+        # Takes no lock: exporters' threads come here with one of the SDK's, which `observe` waits for.
         return list(self.monitored_agents.values())
 
     # -- own measurements ----------------------------------------------------------------------------
@@ -142,12 +188,13 @@ class PerformanceMonitor:
 
     def record_operation(self, agent_id: str, operation: str, seconds: float) -> None:
         """Count an operation that took `seconds`; nothing is kept while the monitor is not collecting."""
+        guarded("measuring an operation", self._record_operation, agent_id, operation, seconds)
+
+    def _record_operation(self, agent_id: str, operation: str, seconds: float) -> None:
         watch = self._watch
-        if watch is None:
-            return
-        agent_id, operation = clean(agent_id), clean(operation)
-        name = guarded("looking for an agent", self._name_of, agent_id)
-        guarded("measuring an operation", watch.operations.measured, agent_id, name, operation, seconds)
+        if watch is not None:
+            agent_id = clean(agent_id)
+            watch.operations.measured(agent_id, self._name_of(agent_id), clean(operation), seconds)
 
     def _name_of(self, agent_id: str) -> str | None:
         ref = self._agents.get(agent_id)
@@ -170,51 +217,61 @@ class PerformanceMonitor:
         `per="agent"`: `read(agent)` is called for every watched agent, and the value has its attributes;
         `per="process"`: `read()` is called once. `kind` is `gauge`, `counter` (never falls) or
         `up_down_counter`; `unit` a UCUM code such as `s`, `By` or `{document}`. `read` is called from
-        exporters' threads and must be quick; None means no value. If it raises or returns what is no
-        finite number, that one value is missing, and one log record a minute says so. Raises ValueError
-        for a name that is taken (by the catalogue, also in its Prometheus form, or by another `observe`)
-        or is no metric name, and for an unknown `kind` or `per`.
+        exporters' threads and must be quick; None means no value, True is 1. If it raises or returns what
+        is no finite number (for a counter: none from 0 on), that one value is missing, and one log record
+        a minute says so. Raises ValueError for a name that is taken (by the catalogue, also in its
+        Prometheus form, or by another `observe`) or is no metric name, and for an unusable `read`, `unit`,
+        `description`, `kind` or `per`.
+
+        Definitions are kept when collecting stops, and reported again when it starts.
         """
         with self._lock:
-            self._custom.define(name, read, unit=unit, description=description, kind=kind, per=per)
-            self._begin()
-            if self._pipeline is not None:
-                self._custom.attach(self._pipeline.meter_provider)
+            self._custom.define(Definition(name, read, unit, description, kind, per), self._provider)
 
     # -- beginning and ending ------------------------------------------------------------------------
 
     async def start_collecting(self) -> None:
         """Serve and push from now on. Harmless the second time."""
-        self._begin()
+        guarded("beginning to collect", self._begin)
 
     async def stop_collecting(self) -> None:
         """Push the last values, take the wrappers off, stop serving. Harmless the second time.
 
-        The agents are remembered: after `start_collecting` they are watched again, from zero.
+        The agents and metrics are remembered: after `start_collecting` they are watched again, from zero.
         """
         with self._lock:
             pipeline, self._pipeline = self._pipeline, None
+            provider, self._provider = self._provider, None
             watch, self._watch = self._watch, None
-        if pipeline is not None:
-            await asyncio.to_thread(guarded, "shutting down", _pipeline.release, pipeline, _SHUTDOWN_S)
-        self._custom.detach()
-        if watch is not None:
-            guarded("uninstrumenting", watch.release)
+        try:
+            if pipeline is not None:
+                await asyncio.to_thread(guarded, "shutting down", _pipeline.release, pipeline, _SHUTDOWN_S)
+        finally:  # also when we are cancelled
+            if provider is not None:
+                guarded("withdrawing metrics", self._custom.detach, provider)
+            if watch is not None:
+                guarded("uninstrumenting", watch.release)
 
-    def _begin(self) -> _pipeline.Pipeline:
+    def _begin(self) -> MeterProvider:
         with self._lock:
-            if self._pipeline is None:
-                self._pipeline = _pipeline.acquire(self._config)
+            if self._provider is None:
+                provider = self._provider = self._open()
                 self._watch = Watch(
-                    bridge_for(self._pipeline.meter_provider),
+                    bridge_for(provider),
                     self._config,
                     machine=self.include_system_metrics,
                     agents=self.include_agent_metrics,
                 )
-                self._custom.attach(self._pipeline.meter_provider)
+                self._custom.attach(provider)
                 for agent in self._live_agents():
                     guarded("watching an agent", self._watch.agent_registered, agent)
-            return self._pipeline
+            return self._provider
+
+    def _open(self) -> MeterProvider:
+        if self._config.sdk_disabled:  # agents are watched all the same: their own monitoring would fail their messages
+            return NoOpMeterProvider()
+        self._pipeline = _pipeline.acquire(self._config)
+        return self._pipeline.meter_provider
 
 
 class Measurement:
@@ -251,8 +308,16 @@ class _CountedAlready:
         """Nothing."""
 
 
+def _config_of(enable_prometheus: bool, port: int, interval_s: float) -> Config:  # noqa: FBT001
+    _check_interval(interval_s)
+    config = Config.from_env(prometheus_port=port, metric_export_interval_s=float(interval_s))
+    others = tuple(name for name in config.metrics_exporters if name not in ("prometheus", "none"))
+    exporters = ("prometheus", *others) if enable_prometheus else others
+    return config.with_changes(metrics_exporters=exporters or ("none",))
+
+
 def _check_interval(seconds: object) -> None:
-    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and math.isfinite(seconds)
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     if not number or not 0 < seconds <= 31_536_000:  # type: ignore[operator]
         raise ValueError(f"collection_interval_seconds={seconds!r}: must be a number above 0 and at most a year")
 
@@ -261,6 +326,10 @@ _global: PerformanceMonitor | None = None
 _global_lock = threading.Lock()
 
 
+@overload
+def get_monitor(create_if_none: Literal[True] = True, **settings: Any) -> PerformanceMonitor: ...  # noqa: FBT002
+@overload
+def get_monitor(create_if_none: bool, **settings: Any) -> PerformanceMonitor | None: ...  # noqa: FBT001
 def get_monitor(
     create_if_none: bool = True,  # noqa: FBT001, FBT002 - the requirement document's signature
     **settings: Any,
@@ -284,8 +353,11 @@ async def setup_performance_monitoring(
     include_agent_metrics: bool = True,  # noqa: FBT001, FBT002
     name: str = "amptalk_monitor",
 ) -> PerformanceMonitor:
-    """The process's monitor, collecting. One that exists keeps its settings; other ones cost a log record."""
-    settings = {
+    """The process's monitor, collecting. One that does not collect yet gets these settings.
+
+    One that collects keeps its own; other ones cost a log record.
+    """
+    settings: dict[str, Any] = {
         "name": name,
         "enable_prometheus": enable_prometheus,
         "prometheus_port": prometheus_port,
@@ -293,23 +365,8 @@ async def setup_performance_monitoring(
         "include_system_metrics": include_system_metrics,
         "include_agent_metrics": include_agent_metrics,
     }
+    _config_of(enable_prometheus, prometheus_port, collection_interval_seconds)
     monitor = get_monitor(create_if_none=True, **settings)
-    assert monitor is not None
-    differing = [setting for setting, value in settings.items() if getattr(monitor, setting) != value]
-    if differing and monitor.is_collecting:
-        _logger.info("the process's monitor goes on with its former settings of %s", ", ".join(differing))
-    elif differing:
-        monitor = _replace_global(settings)
+    monitor._adopt(settings)  # noqa: SLF001 - our own module's
     await monitor.start_collecting()
-    return monitor
-
-
-def _replace_global(settings: dict[str, Any]) -> PerformanceMonitor:
-    """A monitor that does not collect gives way to one with other settings, and leaves it its agents."""
-    global _global
-    monitor = PerformanceMonitor(**settings)
-    with _global_lock:
-        former, _global = _global, monitor
-    for agent in former.monitored_agents.values() if former is not None else ():
-        monitor.add_agent(agent)
     return monitor

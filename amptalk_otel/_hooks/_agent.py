@@ -15,7 +15,7 @@ from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._patch import Patches, first_argument
 from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, read_state, read_types
 from amptalk_otel._recorder import AgentRecorder
-from amptalk_otel.adapters import AgentAdapter
+from amptalk_otel.adapters import AgentAdapter, method_of
 
 
 class AgentHook:
@@ -29,21 +29,23 @@ class AgentHook:
         self._adapter = adapter
         self._patches = Patches()
         self._state: StateManagerHook | None = None
-        self._inbox = Inbox(recorder, agent, adapter.inbox(agent))
+        self._inbox = Inbox(recorder, agent, adapter.inbox(agent), adapter.loop)
         self._outbox = Outbox(recorder, adapter.outbox(agent), adapter.target, router)
         self._cover(agent)
         self._adopt_state_manager()
         recorder.started_at = self._started_at(agent)
 
     def _cover(self, agent: Any) -> None:
-        process, attempt = self._adapter.process, self._adapter.attempt
-        if attempt is not None and not hasattr(agent, process):
+        process, attempt, send, start = (
+            method_of(self._adapter, agent, role) for role in ("process", "attempt", "send", "start")
+        )
+        if process is None:
             process, attempt = attempt, None  # no retries: what would be an attempt is all there is
         for attribute, cover in (
             (process, self._cover_processing),
             (attempt, self._cover_attempt),
-            (self._adapter.send, self._cover_send),
-            (self._adapter.start, self._cover_start),
+            (send, self._cover_send),
+            (start, self._cover_start),
             ("_initialize_state_manager", self._cover_state_manager),
         ):
             if attribute is not None and hasattr(agent, attribute):
@@ -149,7 +151,7 @@ class AgentHook:
         if not self._inbox.is_for(queue):
             self._inbox.patches.undo()
             self.recorder.inbox_replaced()
-            self._inbox = Inbox(self.recorder, agent, queue)
+            self._inbox = Inbox(self.recorder, agent, queue, self._adapter.loop)
 
     def _adopt_state_manager(self) -> None:
         agent = self.agent_ref()
@@ -186,6 +188,7 @@ class AgentHook:
             oldest_age_s=None if departed else oldest_age_s(self.recorder),
             types=types,
             states=self._read_states(departed=departed),
+            recorder_id=id(self.recorder),
         )
 
     def _queue_size(self) -> int | None:

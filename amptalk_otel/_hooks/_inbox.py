@@ -8,6 +8,7 @@ these two on the instance sees `put`, `put_nowait`, `get`, `get_nowait` and ever
 from __future__ import annotations
 
 import asyncio
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +21,12 @@ from amptalk_otel._recorder import AgentRecorder, current_task
 class Inbox:
     """The hooked queue of one agent."""
 
-    def __init__(self, recorder: AgentRecorder, agent: Any, queue: Any) -> None:
+    def __init__(self, recorder: AgentRecorder, agent: Any, queue: Any, loop: str | None = None) -> None:
+        """`loop`: the method that takes messages from the queue, if it may run inside somebody else's task."""
         self._recorder = recorder
         self._agent = weakref.ref(agent)
         self._queue = _weak(queue)
+        self._loop = loop
         self._loop_task: weakref.ref[asyncio.Task[Any]] | None = None
         self.patches = Patches()
         self.hooked = _is_queue(queue) and self._hook(queue)
@@ -80,7 +83,9 @@ class Inbox:
         if self._loop_task is not None and self._loop_task() is task:
             return True
         agent = self._agent()
-        if agent is None or not (task in getattr(agent, "tasks", ()) or self._runs_for(agent, task)):
+        if agent is None or not (
+            task in getattr(agent, "tasks", ()) or self._runs_for(agent, task) or self._is_within_loop(agent)
+        ):
             return False
         self._loop_task = weakref.ref(task)
         return True
@@ -90,6 +95,15 @@ class Inbox:
         frame = getattr(task.get_coro(), "cr_frame", None)
         runs_for = frame.f_locals.get("self") if frame is not None else None
         return runs_for is agent or (runs_for is not None and runs_for is self._queue())
+
+    def _is_within_loop(self, agent: Any) -> bool:
+        """Whether the agent's loop is among the callers. Asked once, for a task that turns out to be the loop's."""
+        frame = sys._getframe() if self._loop is not None else None  # noqa: SLF001 - as `inspect` does, at a lower cost
+        while frame is not None:
+            if frame.f_code.co_name == self._loop and frame.f_locals.get("self") is agent:
+                return True
+            frame = frame.f_back
+        return False
 
 
 def _weak(queue: Any) -> Callable[[], Any]:

@@ -42,6 +42,8 @@ class Outbox:
         return _get
 
     def _left(self, message: Any) -> None:
+        if not self.patches.active:  # somebody else has covered us since, and we are off
+            return
         router = self._router
         if router is not None and not router.knows(self._target_of(message)):
             self._recorder.undeliverable(message, "unknown_target")

@@ -1,0 +1,59 @@
+"""For every test: our own failures are raised, and nothing of ours is left behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from amptalk_otel import _guard, _watch
+from amptalk_otel._hooks import _state
+
+settings.register_profile("amptalk", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("amptalk")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def strict_guard() -> Iterator[None]:
+    """Raise what the guard would swallow."""
+    former = _guard.set_strict(strict=True)
+    yield
+    _guard.set_strict(strict=former)
+
+
+@pytest.fixture
+def lenient_guard() -> Iterator[None]:
+    """Swallow our failures, as in a program."""
+    former = _guard.set_strict(strict=False)
+    yield
+    _guard.set_strict(strict=former)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail a test that leaves a thread or a hook of ours."""
+    _guard.forget_complaints()
+    before = set(_our_threads())
+    yield
+    threads = [thread for thread in _our_threads() if thread not in before]
+    for thread in threads:
+        thread.join(5)
+    hooks = _live_hooks()
+    if hooks:
+        gc.collect()  # a hook goes with what it is on
+        hooks = _live_hooks()
+    for registry in (_watch._agents, _watch._orchestrators, _state._hooks):
+        registry.clear()
+    assert [thread.name for thread in threads if thread.is_alive()] == []
+    assert hooks == []
+
+
+def _our_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("amptalk-otel-")]
+
+
+def _live_hooks() -> list[object]:
+    return [*_watch._agents.values(), *_watch._orchestrators.values(), *_state._hooks.values()]
