@@ -59,7 +59,7 @@ class Pipeline:
     """A MeterProvider with the readers that a Config asks for."""
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config: Config = config
         self._server: MetricsServer | None = None
         readers = [reader for name in config.metrics_exporters for reader in self._readers(name)]
         self._pushes = any(isinstance(reader, PeriodicExportingMetricReader) for reader in readers)

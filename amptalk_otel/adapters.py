@@ -170,8 +170,8 @@ class _Careful(AgentAdapter):
     def __init__(self, adapter: AgentAdapter) -> None:
         self.adapter = adapter
         self.kind = type(adapter).__qualname__
-        self.process, self.attempt = adapter.process, adapter.attempt
-        self.send, self.start, self.loop = adapter.send, adapter.start, adapter.loop
+        for role in ("process", "attempt", "send", "start", "loop"):
+            setattr(self, role, getattr(adapter, role, None))
 
     def _ask(self, question: str, *about: Any) -> Any:
         def ask() -> Any:
@@ -193,7 +193,8 @@ class _Careful(AgentAdapter):
         return f"{type(agent).__qualname__}-{id(agent):x}" if agent_id is None else str(agent_id)
 
     def agent_name(self, agent: Any) -> str:
-        name = self._ask("agent_name", agent)
+        is_named = getattr(type(self.adapter), "agent_name", None) is not AgentAdapter.agent_name
+        name = self._ask("agent_name", agent) if is_named else None
         return self.agent_id(agent) if name is None else str(name)
 
     def is_running(self, agent: Any) -> bool:

@@ -58,7 +58,7 @@ class PerformanceMonitor:
         include_system_metrics: bool = True,  # noqa: FBT001, FBT002
         include_agent_metrics: bool = True,  # noqa: FBT001, FBT002
     ) -> None:
-        self.agent_processing_time = _CountedAlready()
+        self.agent_processing_time: _CountedAlready = _CountedAlready()
         self._lock = threading.RLock()  # never taken while metrics are read: see `_live_agents`
         self._agents: dict[str, weakref.ref[Any]] = {}
         self._pipeline: _pipeline.Pipeline | None = None

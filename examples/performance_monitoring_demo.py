@@ -1,4 +1,4 @@
-"""Watch the agents of your own program: one line, then http://localhost:8000/metrics.
+r"""Watch the agents of your own program: one line, then http://localhost:8000/metrics.
 
 Run it with `python examples/performance_monitoring_demo.py [seconds]` (default 10), and meanwhile
 
@@ -6,7 +6,7 @@ Run it with `python examples/performance_monitoring_demo.py [seconds]` (default 
 
 Push to an OpenTelemetry Collector as well, without a change to the program:
 
-    OTEL_METRICS_EXPORTER=prometheus,otlp OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 \\
+    OTEL_METRICS_EXPORTER=prometheus,otlp OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 \
         python examples/performance_monitoring_demo.py
 """
 
@@ -38,7 +38,7 @@ class Summarizer(SimpleAgent):
     """Calls a model over a line that sometimes breaks; the framework retries."""
 
     async def process_message(self, message: Message) -> list[Message] | None:
-        await asyncio.sleep(random.expovariate(1 / 0.01))
+        await asyncio.sleep(len(message.payload["text"]) * random.expovariate(1 / 0.001))
         if random.random() < 0.05:
             raise ConnectionError("the model does not answer")
         return None

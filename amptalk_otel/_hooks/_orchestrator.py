@@ -136,9 +136,11 @@ class OrchestratorHook:
         return self._agents().get(getattr(agent, "agent_id", None))
 
     def _registered(self, agent: Any, former: Any = None) -> None:
+        agents, agent_id = self._agents(), getattr(agent, "agent_id", None)
         if former is not None and former is not agent:
-            self._unregistered(agent.agent_id, former)
-        if self._agents().get(agent.agent_id) is agent:
+            self._unregistered(agent_id, former)
+        # An agent of another kind may call its id by another name.
+        if agents.get(agent_id) is agent or (agent_id is None and any(one is agent for one in agents.values())):
             for roster in self._rosters:
                 roster.agent_registered(agent)
 
