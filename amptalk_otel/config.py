@@ -24,7 +24,7 @@ class Setting:
 
 SETTINGS: tuple[Setting, ...] = (
     Setting("sdk_disabled", ("OTEL_SDK_DISABLED",), types.boolean,
-            "`true` switches everything off: nothing is wrapped, nothing is served."),
+            "`true` switches everything off: nothing is measured, nothing is served."),
     Setting("service_name", ("OTEL_SERVICE_NAME",), types.text,
             "The resource attribute `service.name`."),
     Setting("resource_attributes", ("OTEL_RESOURCE_ATTRIBUTES",), types.pairs,
