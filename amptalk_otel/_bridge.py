@@ -20,6 +20,7 @@ from typing import Any
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 
 from amptalk_otel import _guard
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._catalogue import (
     CATALOGUE,
     MESSAGE_SIZE,
@@ -36,7 +37,7 @@ from amptalk_otel._catalogue import (
     state_operation_attributes,
 )
 from amptalk_otel._reading import each_once
-from amptalk_otel._recorder import AgentRecorder, OperationKey, OperationRecorder, Reported
+from amptalk_otel._recorder import OperationKey, OperationRecorder, Reported
 from amptalk_otel._sdk_series import forget_series
 from amptalk_otel._system import System
 from amptalk_otel._version import __version__

@@ -6,18 +6,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from amptalk_otel._agent_recorder import CANCELLED, TAKEN, UNREGISTERED, AgentRecorder, TypeRecorder
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, Distribution
-from amptalk_otel._recorder import (
-    CANCELLED,
-    TAKEN,
-    UNREGISTERED,
-    AgentRecorder,
-    OperationKey,
-    OperationRecorder,
-    OrchestratorRecorder,
-    StateRecorder,
-    TypeRecorder,
-)
+from amptalk_otel._recorder import OperationKey, OperationRecorder, OrchestratorRecorder, StateRecorder
 
 _TRIES = 50
 _PAUSE_S = 0.0002

@@ -6,6 +6,7 @@ import threading
 import weakref
 from typing import Any
 
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._bridge import InstrumentsBridge
 from amptalk_otel._catalogue import Snapshot
 from amptalk_otel._guard import complain, guarded
@@ -14,7 +15,7 @@ from amptalk_otel._hooks._orchestrator import OrchestratorHook
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._labels import clean
 from amptalk_otel._reading import AgentReading, read_operations
-from amptalk_otel._recorder import AgentRecorder, OperationRecorder, Reported
+from amptalk_otel._recorder import OperationRecorder, Reported
 from amptalk_otel.adapters import AgentAdapter, adapter_for, tells_message_type_as_it_is
 from amptalk_otel.config import Config
 

@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from amptalk_otel import _setting_types
 from amptalk_otel._version import __version__
@@ -80,31 +81,39 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"amptalk-otel {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    demo = commands.add_parser(
+    demo = _add_command(
+        commands,
         "demo",
-        help="watch a meeting pipeline of six agents at work",
-        description="Run a meeting pipeline on a real transcript, serve its metrics and show them here.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "watch a meeting pipeline of six agents at work",
+        "Run a meeting pipeline on a real transcript, serve its metrics and show them here.",
     )
     demo.add_argument("--seconds", type=_positive, metavar="N", help="stop after N seconds (default: at Ctrl-C)")
-    demo.add_argument("--port", type=_port, metavar="P", help="port of the metrics page; 0 for any (default: 8000)")
     demo.add_argument(
         "--rate", type=_positive, default=20.0, metavar="R", help="transcript segments per second (default: 20)"
     )
-    run = commands.add_parser(
+    run = _add_command(
+        commands,
         "run",
-        help="run a program with every orchestrator that it creates instrumented",
-        description="Run a program, unedited, with every orchestrator that it creates instrumented.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "run a program with every orchestrator that it creates instrumented",
+        "Run a program, unedited, with every orchestrator that it creates instrumented.",
     )
-    run.add_argument("--port", type=_port, metavar="P", help="port of the metrics page; 0 for any (default: 8000)")
     # An option of its own: argparse takes no remainder that begins with one.
     run.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     run.add_argument(
         "program", nargs=argparse.REMAINDER, metavar="app.py [arguments]", help="or: -m module [arguments]"
     )
+    return parser
+
+
+def _add_command(commands: Any, name: str, brief: str, description: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=brief,
+        description=description,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--port", type=_port, metavar="P", help="port of the metrics page; 0 for any (default: 8000)")
     return parser
 
 

@@ -13,8 +13,8 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Metric
 
 from amptalk_otel import AgentReading, Config, TypeReading
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._hooks._agent import AgentHook
-from amptalk_otel._recorder import AgentRecorder
 from amptalk_otel.adapters import FrameworkAdapter
 from amptalk_otel.demo.runtime import Agent, Message, MessageType
 

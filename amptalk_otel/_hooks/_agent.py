@@ -8,13 +8,13 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._guard import guarded
 from amptalk_otel._hooks._inbox import Inbox
 from amptalk_otel._hooks._outbox import Outbox, Router
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._patch import Patches, first_argument
 from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, read_state, read_types
-from amptalk_otel._recorder import AgentRecorder
 from amptalk_otel.adapters import AgentAdapter, method_of
 
 

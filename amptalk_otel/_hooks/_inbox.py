@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from amptalk_otel import _guard
+from amptalk_otel._agent_recorder import AgentRecorder, current_task
 from amptalk_otel._patch import Patches
-from amptalk_otel._recorder import AgentRecorder, current_task
 
 
 class Inbox:

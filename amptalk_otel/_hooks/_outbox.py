@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._guard import guarded
 from amptalk_otel._patch import Patches
-from amptalk_otel._recorder import AgentRecorder
 
 
 class Router(Protocol):

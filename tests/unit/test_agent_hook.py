@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._hooks._agent import AgentHook
-from amptalk_otel._recorder import AgentRecorder
 from amptalk_otel.adapters import FrameworkAdapter
 from amptalk_otel.demo.runtime import (
     Agent,

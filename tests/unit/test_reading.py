@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from amptalk_otel import AgentReading, Instrumentation, instrument_orchestrator
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._reading import oldest_age_s, read_types
-from amptalk_otel._recorder import AgentRecorder
 from amptalk_otel.demo.runtime import Message, MessageType, Orchestrator
 from tests.support import (
     CONFIG,

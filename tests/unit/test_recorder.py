@@ -9,16 +9,10 @@ from typing import Any
 
 import pytest
 
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._labels import MAX_DISTINCT, OTHER
 from amptalk_otel._reading import TypeReading, read_types
-from amptalk_otel._recorder import (
-    AgentRecorder,
-    Observer,
-    OperationKey,
-    OrchestratorRecorder,
-    StateOwner,
-    StateRecorder,
-)
+from amptalk_otel._recorder import Observer, OperationKey, OrchestratorRecorder, StateOwner, StateRecorder
 from tests.support import Clock
 
 make_enum: Any = Enum
