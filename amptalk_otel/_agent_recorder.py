@@ -120,7 +120,8 @@ class AgentRecorder(StateOwner):
         self.records: list[TypeRecorder] = []
         self.arrivals: dict[int, float] = {}  # id of the waiting message -> when; the oldest first
         self.arrived_again: dict[int, deque[float]] = {}  # the same object, more than once in the inbox
-        self._by_type: dict[object, TypeRecorder] = {}
+        self._by_name: dict[str, TypeRecorder] = {}
+        self._by_type: dict[object, TypeRecorder] = {}  # by the enum's value, a way round its `message.type`
         self._flights: dict[int, Flight] = {}  # id of the message -> flight
         self._unstarted = 0
         self._size_sample_every = size_sample_every
@@ -138,17 +139,24 @@ class AgentRecorder(StateOwner):
 
     def arrived(self, item: Any) -> None:
         """`item` was put into the inbox."""
+        if item.__class__ is tuple:
+            item = message_of(item)
         record = self._record_of(item)
+        key = id(item)
         # Before `received`: a reader that sees the message counted must find when it came.
-        self._remember_arrival(id(item) if item.__class__ is not tuple else id(message_of(item)), self.clock())
+        if key in self.arrivals or self.arrived_again:
+            self._remember_arrival(key, self.clock())
+        else:
+            self.arrivals[key] = self.clock()
         record.received += 1
-        if self._size_sample_every and record.received % self._size_sample_every == 1 % self._size_sample_every:
+        every = self._size_sample_every
+        if every and (record.received - 1) % every == 0:
             self._measure_size(record, item)
 
     def left(self, item: Any, task: asyncio.Task[Any] | None, *, own_loop: bool) -> None:
         """`item` was taken out of the inbox by `task`; `own_loop` tells whether that is the agent's loop."""
         now = self.clock()
-        message = message_of(item)
+        message = message_of(item) if isinstance(item, tuple) else item
         record = self._record_of(message)
         arrived_at = self.arrivals.pop(id(message), None)
         if arrived_at is None:
@@ -308,23 +316,19 @@ class AgentRecorder(StateOwner):
 
     def _find_record(self, message: Any) -> TypeRecorder:
         message_type = message_type_of(message, self._type_of)
-        record = next((record for record in self.records if record.message_type == message_type), None)
+        record = self._by_name.get(message_type)
         if record is None and len(self.records) >= MAX_DISTINCT:
-            return self._find_other()
+            message_type = OTHER
+            record = self._by_name.get(OTHER)
         if record is None:
-            record = TypeRecorder(message_type)
+            record = self._by_name[message_type] = TypeRecorder(message_type)
             self.records.append(record)
+        if message_type == OTHER:
+            return record
         raw = getattr(getattr(message, "message_type", None), "_value_", None)
         if self._type_is_enum and isinstance(raw, (str, int)):
             self._by_type[raw] = record  # next time without the search
         return record
-
-    def _find_other(self) -> TypeRecorder:
-        other = next((record for record in self.records if record.message_type == OTHER), None)
-        if other is None:
-            other = TypeRecorder(OTHER)
-            self.records.append(other)
-        return other
 
     def _remember_arrival(self, key: int, arrived_at: float) -> None:
         if key in self.arrivals or key in self.arrived_again:

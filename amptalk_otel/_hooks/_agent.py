@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 from amptalk_otel._agent_recorder import AgentRecorder
-from amptalk_otel._guard import guarded
+from amptalk_otel._guard import guarded, swallow
 from amptalk_otel._hooks._inbox import Inbox
 from amptalk_otel._hooks._outbox import Outbox, Router
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
@@ -62,14 +62,20 @@ class AgentHook:
         if hasattr(agent, "_measure_processing_time"):
             self._patches.wrap(agent, "_measure_processing_time", _measure_nothing)
 
+    # On the way of every message: `guarded` is written out where nothing has gone wrong yet.
+
     # -- wrappers ------------------------------------------------------------------------------------
 
     def _cover_processing(self, process: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self.recorder
 
         async def process_watched(*args: Any, **kwargs: Any) -> Any:
-            message = first_argument(args, kwargs)
-            flight = guarded("looking at a message", recorder.started, message)
+            message = args[0] if args else first_argument(args, kwargs)
+            flight = None
+            try:
+                flight = recorder.started(message)
+            except Exception:
+                swallow("looking at a message")
             if flight is None:
                 return await process(*args, **kwargs)
             try:
@@ -77,7 +83,10 @@ class AgentHook:
             except BaseException as error:
                 guarded("counting a failed message", recorder.failed, flight, message, error)
                 raise
-            guarded("counting a processed message", recorder.processed, flight, message)
+            try:
+                recorder.processed(flight, message)
+            except Exception:
+                swallow("counting a processed message")
             return result
 
         return process_watched
@@ -86,8 +95,12 @@ class AgentHook:
         recorder = self.recorder
 
         async def attempt_watched(*args: Any, **kwargs: Any) -> Any:
-            message = first_argument(args, kwargs)
-            flight = guarded("looking at an attempt", recorder.attempt, message)
+            message = args[0] if args else first_argument(args, kwargs)
+            flight = None
+            try:
+                flight = recorder.attempt(message)
+            except Exception:
+                swallow("looking at an attempt")
             if flight is None:
                 return await process(*args, **kwargs)
             try:
