@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from amptalk_otel import _guard, _watch
+from amptalk_otel import _guard, _pipeline, _watch
 from amptalk_otel._hooks import _state
 
 settings.register_profile(
@@ -55,6 +55,11 @@ def nothing_left_behind() -> Iterator[None]:
         registry.clear()
     assert [thread.name for thread in threads if thread.is_alive()] == []
     assert hooks == []
+    pipelines = [pipeline for pipeline, _users in _pipeline._shared]
+    _pipeline._shared.clear()
+    for pipeline in pipelines:
+        pipeline.shutdown(5.0)
+    assert pipelines == []
 
 
 def _our_threads() -> list[threading.Thread]:

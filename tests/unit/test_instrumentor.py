@@ -289,7 +289,9 @@ def test_with_a_port_of_the_users_choice_nothing_is_told(vendored: type[Orchestr
     urls: list[str] = []
     zero_code = ZeroCode(CONFIG, tell_url=urls.append)
     made = vendored("one")
-    assert instrument_orchestrator(made).active
+    handle = instrument_orchestrator(made)
+    assert handle.active
     assert urls == []
     zero_code.stop()
     assert not vars(made).get("register_agent")
+    assert handle.shutdown() is True
