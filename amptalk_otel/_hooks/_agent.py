@@ -62,9 +62,9 @@ class AgentHook:
         if hasattr(agent, "_measure_processing_time"):
             self._patches.wrap(agent, "_measure_processing_time", _measure_nothing)
 
-    # On the way of every message: `guarded` is written out where nothing has gone wrong yet.
-
     # -- wrappers ------------------------------------------------------------------------------------
+    #
+    # Every message passes the first two: there `guarded` is written out, which saves a call where nothing goes wrong.
 
     def _cover_processing(self, process: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self.recorder

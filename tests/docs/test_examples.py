@@ -1,4 +1,4 @@
-"""The example runs as written, and what they say is so."""
+"""The example runs as written, and its numbers add up."""
 
 from __future__ import annotations
 
