@@ -1,34 +1,60 @@
 """What the hot path writes of an agent's messages. Plain numbers, no OpenTelemetry.
 
-A recorder is written by one thread, the one whose loop runs the agent, and takes no lock. Any thread may
-read it (see `_reading`). A message is counted in exactly one step at each turn of its way, so that
+A recorder has one writer, the thread whose loop runs the agent, and takes no lock; any thread may read it
+(see `_reading`). An agent that moves from one loop to another is right as long as the loops do not run it at the
+same time, which `asyncio.Queue` does not allow either. This holds with and without the GIL.
 
-    received = processed + failed + dropped + in flight + queued
+As little as possible is written for each message. What a message type received is counted; which of these left
+the inbox, and which were finished, is what their histograms count anyway. The rest is subtraction:
 
-is a matter of subtraction: in flight = taken - (processed + failed + cancelled), queued = received - (taken
-+ removed otherwise).
+    left = waits observed + left without a known wait
+    queued = received - left
+    taken = left - taken by others - unregistered
+    finished = processing times observed + lost + cancelled
+    in flight = taken - finished
+    processed = processing times observed - failures with a processing time
+
+so that received = processed + failed + dropped + in flight + queued, whenever it is read.
+
+`_hooks` has these steps written out for a message that goes the usual way; the methods here take all ways.
 """
 
 from __future__ import annotations
 
 import asyncio
-import weakref
-from collections import deque
 from collections.abc import Callable
+from contextlib import contextmanager
 from operator import attrgetter
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, BucketCounts
 from amptalk_otel._labels import MAX_DISTINCT, OTHER, count, error_type_of, message_of, message_type_of
 from amptalk_otel._payload import payload_size
 from amptalk_otel._recorder import StateOwner
+from amptalk_otel._waiting import UNKNOWN_ARRIVAL, ByMessage, Waiting
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CANCELLED = "cancelled"
 UNREGISTERED = "unregistered"
 TAKEN = "taken"
 
-_UNKNOWN_ARRIVAL = 0.0  # the message was waiting before we came: no made-up wait time
+NOTHING = object()
+"""In place of a message, where there is none; `None` may lie in an inbox."""
+
+IN_WORK = object()
+"""In place of a message that was taken and is being processed."""
+
+_NEVER = 2**62
+
+TaskReference = Callable[[], "asyncio.Task[Any] | None"]
+"""A weak reference: a task that nobody else holds keeps its agent alive."""
+
+
+def nobody() -> None:
+    """The reference to no task."""
 
 
 class TypeRecorder:
@@ -37,23 +63,25 @@ class TypeRecorder:
     __slots__ = (
         "dropped",
         "failed",
+        "lost",
         "message_type",
+        "next_size_at",
         "process",
-        "processed",
         "received",
         "retries",
         "sent",
         "size",
-        "taken",
         "undeliverable",
+        "unwaited",
         "wait",
     )
 
-    def __init__(self, message_type: str) -> None:
+    def __init__(self, message_type: str, *, next_size_at: int = _NEVER) -> None:
         self.message_type = message_type
+        self.next_size_at = next_size_at  # the value of `received` at which a payload is measured
         self.received = 0
-        self.taken = 0  # by the agent's own loop
-        self.processed = 0
+        self.unwaited = 0  # left the inbox without a known wait
+        self.lost = 0  # failed without a processing time: taken and never begun
         self.sent = 0
         self.failed: dict[str, int] = {}  # by error.type
         self.dropped: dict[str, int] = {}  # by reason
@@ -64,36 +92,31 @@ class TypeRecorder:
         self.size = BucketCounts(SIZE_BOUNDS_BYTES)
 
 
+_NO_TYPE = TypeRecorder("")
+
+
 class Flight:
-    """One message between being taken from the inbox and being finished."""
+    """A message between being taken from the inbox and being begun."""
 
-    __slots__ = (
-        "attempting",
-        "attempts",
-        "error_type",
-        "record",
-        "retry_count",
-        "started",
-        "taken_at",
-        "taken_by",
-        "worker_id",
-    )
+    __slots__ = ("record", "taken_at", "taken_by")
 
-    def __init__(self, record: TypeRecorder, taken_at: float, task: asyncio.Task[Any] | None) -> None:
+    def __init__(self, record: TypeRecorder, taken_at: float, taken_by: TaskReference) -> None:
         self.record = record
         self.taken_at = taken_at
-        # Weakly: a task that nobody else holds keeps its agent alive.
-        self.taken_by = weakref.ref(task) if task is not None else _nobody
-        self.started = False
-        self.worker_id = 0  # id of the task that processes it; alive as long as it does
-        self.attempts = 0
+        self.taken_by = taken_by
+
+
+class Retrying:
+    """A message in work of which an attempt failed."""
+
+    __slots__ = ("attempting", "errors", "made", "record", "retry_count")
+
+    def __init__(self, record: TypeRecorder, retry_count: int | None) -> None:
+        self.record = record
+        self.retry_count = retry_count  # what the message's metadata said before the first retry
+        self.errors: list[str] = []  # error.type of each failed attempt
+        self.made = 0  # retries counted
         self.attempting = False
-        self.error_type: str | None = None  # of the last failed attempt
-        self.retry_count: int | None = None  # what the message's metadata said before the first retry
-
-
-def _nobody() -> None:
-    return None
 
 
 class AgentRecorder(StateOwner):
@@ -115,83 +138,119 @@ class AgentRecorder(StateOwner):
         self.agent_id = agent_id
         self.agent_name = agent_name
         self.orchestrator_name = orchestrator_name
+        self.clock = clock
         self.started_at: float | None = None
         self.departed_at: float | None = None
         self.records: list[TypeRecorder] = []
-        self.arrivals: dict[int, float] = {}  # id of the waiting message -> when; the oldest first
-        self.arrived_again: dict[int, deque[float]] = {}  # the same object, more than once in the inbox
+        self.by_type: dict[object, TypeRecorder] = {}  # by the enum's value, a way round its `message.type`
+        self.changes = 0  # odd while counts that belong together are being written
+        self.last_read: list[Any] = []  # for the readers: what they saw last, so as to know what has changed
+        self.waiting: Waiting = ByMessage()
+        # The message taken last, until it is begun: nearly always the one that is begun next; then IN_WORK until it
+        # is finished. An agent that works on one message at a time needs no more than this.
+        self.next_message: Any = NOTHING
+        self.next_record = _NO_TYPE
+        self.next_taken_at = 0.0
+        self.next_taken_by: TaskReference = nobody
+        self.unstarted: dict[int, Flight] = {}  # those taken before it and not begun, by id of the message
+        self.also_in_work = 0  # besides the one that `next_message` stands for
+        self.retrying: dict[int, Retrying] = {}  # those in work that failed once, by id of the message
         self._by_name: dict[str, TypeRecorder] = {}
-        self._by_type: dict[object, TypeRecorder] = {}  # by the enum's value, a way round its `message.type`
-        self._flights: dict[int, Flight] = {}  # id of the message -> flight
-        self._unstarted = 0
         self._size_sample_every = size_sample_every
         self._type_of = type_of
         self._type_is_enum = type_is_enum  # whether `type_of` tells the attribute `message_type` and nothing else
         self._payload_of = payload_of
-        self.clock = clock
 
     # -- inbox ---------------------------------------------------------------------------------------
 
-    def waiting(self, item: Any) -> None:
-        """`item` was in the inbox before we came: received and queued, with no known arrival."""
-        self._record_of(item).received += 1
-        self._remember_arrival(id(message_of(item)), _UNKNOWN_ARRIVAL)
+    def is_there(self, item: Any) -> None:
+        """`item` is in the inbox and was not seen to come: received and queued, with no known arrival."""
+        message = message_of(item)
+        record = self.record_of(message)
+        self.waiting.remember(message, (record, UNKNOWN_ARRIVAL))
+        record.received += 1
 
     def arrived(self, item: Any) -> None:
         """`item` was put into the inbox."""
-        if item.__class__ is tuple:
-            item = message_of(item)
-        record = self._record_of(item)
-        key = id(item)
+        message = message_of(item)
+        record = self.record_of(message)
         # Before `received`: a reader that sees the message counted must find when it came.
-        if key in self.arrivals or self.arrived_again:
-            self._remember_arrival(key, self.clock())
-        else:
-            self.arrivals[key] = self.clock()
+        self.waiting.remember(message, (record, self.clock()))
         record.received += 1
-        every = self._size_sample_every
-        if every and (record.received - 1) % every == 0:
-            self._measure_size(record, item)
+        if record.received >= record.next_size_at:
+            self.measure_size(record, message)
 
-    def left(self, item: Any, task: asyncio.Task[Any] | None, *, own_loop: bool) -> None:
-        """`item` was taken out of the inbox by `task`; `own_loop` tells whether that is the agent's loop."""
+    def left(self, item: Any, taken_by: TaskReference, *, own_loop: bool) -> None:
+        """`item` was taken out of the inbox; `own_loop` tells whether by the agent's loop, to be processed."""
         now = self.clock()
-        message = message_of(item) if isinstance(item, tuple) else item
-        record = self._record_of(message)
-        arrived_at = self.arrivals.pop(id(message), None)
-        if arrived_at is None:
-            arrived_at = self._next_arrival(id(message))
-        if not own_loop or (self._flights and self._busy_with(task)):
-            count(record.dropped, TAKEN)
-        else:
-            if self._unstarted:
-                self._give_up_namesake(id(message))
-            self._flights[id(message)] = Flight(record, now, task)
-            self._unstarted += 1
-            record.taken += 1
-        if arrived_at:
-            seconds = now - arrived_at
-            record.wait.record(seconds)
-            for observer in self.observers:
-                observer.waited(record.message_type, seconds)
+        message = message_of(item)
+        record, arrived_at = self.waiting.recall(message) or self._came_past_us(message)
+        with self._at_once():
+            if own_loop:
+                self._take(message, Flight(record, now, taken_by))
+            else:
+                count(record.dropped, TAKEN)
+            if not arrived_at:
+                record.unwaited += 1
+                return
+            record.wait.record(now - arrived_at)
+        self.tell_wait(record, now - arrived_at)
 
-    def _busy_with(self, task: asyncio.Task[Any] | None) -> bool:
-        """Whether a handler running in `task` drains its own inbox: that message never reaches the loop."""
-        return any(flight.started and flight.worker_id == id(task) for flight in list(self._flights.values()))
+    def tell_wait(self, record: TypeRecorder, seconds: float) -> None:
+        """Tell whoever wants to know of each."""
+        for observer in self.observers:
+            observer.waited(record.message_type, seconds)
+
+    def _came_past_us(self, message: Any) -> tuple[TypeRecorder, float]:
+        record = self.record_of(message)
+        record.received += 1
+        return record, UNKNOWN_ARRIVAL
+
+    def vanished(self, number: int) -> None:
+        """The `number` oldest messages of the inbox were removed behind our back."""
+        for _ in range(number):
+            arrival = self.waiting.recall(None)
+            if arrival is not None:
+                with self._at_once():
+                    count(arrival[0].dropped, TAKEN)
+                    arrival[0].unwaited += 1
+
+    def _take(self, message: Any, flight: Flight) -> None:
+        if self.next_message is IN_WORK:
+            self.also_in_work += 1
+        elif self.next_message is not NOTHING:
+            self._set_aside_next()
+        if id(message) in self.unstarted:  # of one that is gone: this message has its address
+            self._give_up(id(message))
+        self.next_message = message
+        self.next_record, self.next_taken_at, self.next_taken_by = flight.record, flight.taken_at, flight.taken_by
+
+    def _set_aside_next(self) -> None:
+        """Another message was taken before the one taken last was begun."""
+        self.unstarted[id(self.next_message)] = Flight(self.next_record, self.next_taken_at, self.next_taken_by)
 
     # -- processing ----------------------------------------------------------------------------------
 
     def started(self, message: Any) -> Flight | None:
         """Processing begins; None for a message that did not come from the inbox or is being processed."""
-        flight = self._flights.get(id(message))
-        if flight is None or flight.started:
-            return None
-        flight.started = True
-        flight.worker_id = id(current_task())
-        self._unstarted -= 1
-        if self._unstarted:
+        key = id(message)
+        if self.next_message is message:
+            flight = Flight(self.next_record, self.next_taken_at, self.next_taken_by)
             self._give_up_lost(flight)
+            self.next_message = IN_WORK
+        elif key in self.unstarted:
+            flight = self.unstarted[key]
+            self._give_up_lost(flight)
+            del self.unstarted[key]
+            self.also_in_work += 1
+        else:
+            return None
         return flight
+
+    @property
+    def is_in_work(self) -> bool:
+        """Whether any message is being processed."""
+        return self.next_message is IN_WORK or self.also_in_work > 0
 
     def _give_up_lost(self, current: Flight) -> None:
         """Messages that the loop took earlier and never began: it raised in between, and has moved on.
@@ -199,88 +258,97 @@ class AgentRecorder(StateOwner):
         Or they were taken by a task that has ended since: a loop before a restart, or `wait_for`'s.
         """
         loop_task = current.taken_by()
-        for key, flight in list(self._flights.items()):
+        for key, flight in list(self.unstarted.items()):
             if flight is current:
                 break
             task = flight.taken_by()
-            if not flight.started and (task is None or task is loop_task or task.done()):
-                self._give_up(key, flight)
+            if task is None or task is loop_task or task.done():
+                self._give_up(key)
 
-    def _give_up_namesake(self, key: int) -> None:
-        """A message that was never begun and is gone: another one has its address now."""
-        flight = self._flights.get(key)
-        if flight is not None and not flight.started:
-            self._give_up(key, flight)
+    def _give_up(self, key: int) -> None:
+        record = self.unstarted.pop(key).record
+        with self._at_once():
+            count(record.failed, OTHER)
+            record.lost += 1
 
-    def _give_up(self, key: int, flight: Flight) -> None:
-        del self._flights[key]
-        self._unstarted -= 1
-        count(flight.record.failed, OTHER)
+    def processed(self, record: TypeRecorder, taken_at: float, message: Any) -> None:
+        """`message` was processed without an error."""
+        self._observe_work(record, taken_at)
+        self._end(message)
 
-    def processed(self, flight: Flight, message: Any) -> None:
-        ended_at = self.clock()
-        self._land(flight, message)
-        flight.record.processed += 1
-        self._observe_work(flight.record, ended_at - flight.taken_at)
-
-    def failed(self, flight: Flight, message: Any, error: BaseException) -> None:
+    def failed(self, record: TypeRecorder, taken_at: float, message: Any, error: BaseException) -> None:
         """Processing ended in `error`. Cancellation is a state, not an error: the message is dropped.
 
         A cancelled message has no processing time; its `process.duration` is not observed.
         """
-        ended_at = self.clock()
-        self._land(flight, message)
-        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-            count(flight.record.dropped, CANCELLED)
-        else:
-            count(flight.record.failed, error_type_of(error))
-            self._observe_work(flight.record, ended_at - flight.taken_at)
+        with self._at_once():
+            if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+                count(record.dropped, CANCELLED)
+            else:
+                count(record.failed, error_type_of(error))
+                self._observe_work(record, taken_at)
+        self._end(message)
 
-    def _land(self, flight: Flight, message: Any) -> None:
-        if self._flights.get(id(message)) is flight:
-            del self._flights[id(message)]
-        if flight.error_type is not None:
-            self._count_unseen_retries(flight, message)
-
-    def _observe_work(self, record: TypeRecorder, seconds: float) -> None:
+    def _observe_work(self, record: TypeRecorder, taken_at: float) -> None:
+        seconds = self.clock() - taken_at
         record.process.record(seconds)
+        self.tell_work(record, seconds)
+
+    def tell_work(self, record: TypeRecorder, seconds: float) -> None:
+        """Tell whoever wants to know of each."""
         for observer in self.observers:
             observer.worked(record.message_type, seconds)
 
+    def _end(self, message: Any) -> None:
+        if self.next_message is IN_WORK:  # it, or another one: only their number counts
+            self.next_message = NOTHING
+        else:
+            self.also_in_work -= 1
+        if self.retrying:
+            self.end_retries(message)
+
     # -- attempts ------------------------------------------------------------------------------------
 
-    def attempt(self, message: Any) -> Flight | None:
-        """One more attempt at `message`; every one after the first is a retry. None for a direct call."""
-        flight = self._flights.get(id(message))
-        if flight is None or not flight.started or flight.attempting:
+    def attempt_failed(self, record: TypeRecorder, message: Any, error: Exception) -> None:
+        """An attempt at a message in work ended in `error`."""
+        retrying = self.retrying.get(id(message))
+        if retrying is None:
+            retrying = self.retrying[id(message)] = Retrying(record, _retry_count(message))
+        retrying.errors.append(error_type_of(error))
+
+    def retry(self, message: Any) -> Retrying | None:
+        """One more attempt at `message`; None where none failed so far, and for an attempt within an attempt."""
+        retrying = self.retrying.get(id(message))
+        if retrying is None or retrying.attempting:
             return None
-        if flight.attempts:
-            count(flight.record.retries, flight.error_type or OTHER)
-        flight.attempts += 1
-        flight.attempting = True
-        return flight
+        self._count_retry(retrying)
+        retrying.attempting = True
+        return retrying
 
-    def attempt_failed(self, flight: Flight, message: Any, error: Exception) -> None:
-        if flight.error_type is None:
-            flight.retry_count = _retry_count(message)
-        flight.error_type = error_type_of(error)
+    def _count_retry(self, retrying: Retrying) -> None:
+        """By the error of the attempt before."""
+        before = min(retrying.made, len(retrying.errors) - 1)
+        count(retrying.record.retries, retrying.errors[before])
+        retrying.made += 1
 
-    def _count_unseen_retries(self, flight: Flight, message: Any) -> None:
-        """Retries that the framework gave to a registered error handler instead of `process_message`."""
+    def end_retries(self, message: Any) -> None:
+        """The message is finished. Counts what the framework gave to a registered error handler instead."""
+        retrying = self.retrying.pop(id(message), None)
         made = _retry_count(message)
-        if made is None or made == flight.retry_count:
+        if retrying is None or made is None or made == retrying.retry_count:
             return
-        for _ in range(made - (flight.attempts - 1)):
-            count(flight.record.retries, flight.error_type or OTHER)
+        for _ in range(made - retrying.made):
+            self._count_retry(retrying)
 
     # -- sending -------------------------------------------------------------------------------------
 
     def sent(self, message: Any) -> None:
-        self._record_of(message).sent += 1
+        """`message` was accepted for delivery."""
+        self.record_of(message).sent += 1
 
     def undeliverable(self, message: Any, reason: str) -> None:
         """A send that reached no inbox: `unknown_target`, `expired` or `error`."""
-        count(self._record_of(message).undeliverable, reason)
+        count(self.record_of(message).undeliverable, reason)
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -298,21 +366,32 @@ class AgentRecorder(StateOwner):
         self._drop_waiting(TAKEN)
 
     def _drop_waiting(self, reason: str) -> None:
-        for record in list(self.records):
-            waiting = queued_of(record)
-            if waiting > 0:
-                record.dropped[reason] = record.dropped.get(reason, 0) + waiting
-        self.arrivals.clear()
-        self.arrived_again.clear()
+        with self._at_once():
+            for record in list(self.records):
+                waiting = queued_of(record)
+                if waiting > 0:
+                    record.dropped[reason] = record.dropped.get(reason, 0) + waiting
+                    record.unwaited += waiting
+        self.waiting = ByMessage()
 
     # -- inside --------------------------------------------------------------------------------------
 
-    def _record_of(self, item: Any) -> TypeRecorder:
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Readers see all that is written inside, or nothing."""
+        self.changes += 1
+        try:
+            yield
+        finally:
+            self.changes += 1
+
+    def record_of(self, message: Any) -> TypeRecorder:
+        """The counts of the message's type."""
         try:
             # `_value_` instead of `value`: the same object without the descriptor's Python-level call.
-            return self._by_type[item.message_type._value_]
+            return self.by_type[message.message_type._value_]
         except (AttributeError, KeyError, TypeError):
-            return self._find_record(message_of(item))
+            return self._find_record(message_of(message))
 
     def _find_record(self, message: Any) -> TypeRecorder:
         message_type = message_type_of(message, self._type_of)
@@ -321,34 +400,20 @@ class AgentRecorder(StateOwner):
             message_type = OTHER
             record = self._by_name.get(OTHER)
         if record is None:
-            record = self._by_name[message_type] = TypeRecorder(message_type)
+            first = 1 if self._size_sample_every else _NEVER
+            record = self._by_name[message_type] = TypeRecorder(message_type, next_size_at=first)
             self.records.append(record)
         if message_type == OTHER:
             return record
         raw = getattr(getattr(message, "message_type", None), "_value_", None)
         if self._type_is_enum and isinstance(raw, (str, int)):
-            self._by_type[raw] = record  # next time without the search
+            self.by_type[raw] = record  # next time without the search
         return record
 
-    def _remember_arrival(self, key: int, arrived_at: float) -> None:
-        if key in self.arrivals or key in self.arrived_again:
-            self.arrived_again.setdefault(key, deque()).append(arrived_at)
-        else:
-            self.arrivals[key] = arrived_at
-
-    def _next_arrival(self, key: int) -> float:
-        again = self.arrived_again.get(key)
-        if again is None:
-            return _UNKNOWN_ARRIVAL
-        arrived_at = again[0]
-        if len(again) == 1:
-            del self.arrived_again[key]
-        else:
-            again.popleft()
-        return arrived_at
-
-    def _measure_size(self, record: TypeRecorder, item: Any) -> None:
-        size_bytes = payload_size(self._payload_of(message_of(item)))
+    def measure_size(self, record: TypeRecorder, message: Any) -> None:
+        """Measure the payload of one message in so many, beginning with the first."""
+        record.next_size_at = record.received + self._size_sample_every
+        size_bytes = payload_size(self._payload_of(message))
         if size_bytes is None:
             return
         record.size.record(size_bytes)
@@ -356,17 +421,14 @@ class AgentRecorder(StateOwner):
             observer.sized(record.message_type, size_bytes)
 
 
+def left_of(record: TypeRecorder) -> int:
+    """Messages of this type that left the inbox, whoever took them."""
+    return sum(record.wait.counts) + record.unwaited
+
+
 def queued_of(record: TypeRecorder) -> int:
-    """Messages of this type in the inbox, by subtraction."""
-    return record.received - record.taken - record.dropped.get(TAKEN, 0) - record.dropped.get(UNREGISTERED, 0)
-
-
-def current_task() -> asyncio.Task[Any] | None:
-    """The task under way; None where no loop runs, or a callback."""
-    try:
-        return asyncio.current_task()
-    except RuntimeError:
-        return None
+    """Messages of this type in the inbox."""
+    return record.received - left_of(record)
 
 
 def _retry_count(message: Any) -> int | None:

@@ -50,7 +50,11 @@ class OrchestratorRecorder:
 
     def routed_one(self, message: Any) -> None:
         """A message reached an agent's inbox through the orchestrator (a broadcast counts once per clone)."""
-        count(self.routed, message_type_of(message))
+        try:
+            # As `message_type_of` does for a type whose value is its label, once there is such a label.
+            self.routed[message.message_type._value_] += 1
+        except (AttributeError, KeyError, TypeError):
+            count(self.routed, message_type_of(message))
 
     def undeliverable_one(self, message: Any, reason: str) -> None:
         """A message that the orchestrator was to send reached no inbox."""

@@ -32,6 +32,11 @@ class AgentAdapter:
     attempt: str | None = None
     """The coroutine method that makes one attempt at a message inside `process`, where there are retries."""
 
+    judge: str | None = None
+    """The plain method that `process` calls with the exception of each failed attempt, where there is one.
+
+    With it `attempt` is covered only while a message is being retried, and costs nothing before."""
+
     send: str | None = None
     """The coroutine method that sends its first argument; it returns False for what was not delivered."""
 
@@ -98,6 +103,7 @@ class FrameworkAdapter(AgentAdapter):
 
     process: str = "_process_with_retry"
     attempt: str | None = "process_message"
+    judge: str | None = "_is_recoverable_error"
     send: str | None = "send_message"
     start: str | None = "start"
 
@@ -170,7 +176,7 @@ class _Careful(AgentAdapter):
     def __init__(self, adapter: AgentAdapter) -> None:
         self.adapter = adapter
         self.kind = type(adapter).__qualname__
-        for role in ("process", "attempt", "send", "start", "loop"):
+        for role in ("process", "attempt", "judge", "send", "start", "loop"):
             setattr(self, role, getattr(adapter, role, None))
 
     def _ask(self, question: str, *about: Any) -> Any:

@@ -12,9 +12,10 @@ from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._guard import guarded, swallow
 from amptalk_otel._hooks._inbox import Inbox
 from amptalk_otel._hooks._outbox import Outbox, Router
+from amptalk_otel._hooks._processing import Processing
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
-from amptalk_otel._patch import Patches, first_argument
-from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, read_state, read_types
+from amptalk_otel._patch import Patches, covering_one_argument
+from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, quickly, read_state, read_types
 from amptalk_otel.adapters import AgentAdapter, method_of
 
 
@@ -29,9 +30,9 @@ class AgentHook:
         self._adapter = adapter
         self._patches = Patches()
         self._state: StateManagerHook | None = None
-        self._inbox = Inbox(recorder, agent, adapter.inbox(agent), adapter.loop)
-        self._outbox = Outbox(recorder, adapter.outbox(agent), adapter.target, router)
         self._cover(agent)
+        self._inbox = self._hook_inbox(agent, adapter.inbox(agent))
+        self._outbox = Outbox(recorder, adapter.outbox(agent), adapter.target, router)
         self._adopt_state_manager()
         recorder.started_at = self._started_at(agent)
 
@@ -41,10 +42,9 @@ class AgentHook:
         )
         if process is None:
             process, attempt = attempt, None  # no retries: what would be an attempt is all there is
+        self._processing = Processing(self.recorder, agent, process=process, attempt=attempt, judge=self._adapter.judge)
         for attribute, cover in (
-            (process, self._cover_processing),
-            (attempt, self._cover_attempt),
-            (send, self._cover_send),
+            (send, covering_one_argument(self._cover_send)),
             (start, self._cover_start),
             ("_initialize_state_manager", self._cover_state_manager),
         ):
@@ -63,78 +63,31 @@ class AgentHook:
             self._patches.wrap(agent, "_measure_processing_time", _measure_nothing)
 
     # -- wrappers ------------------------------------------------------------------------------------
-    #
-    # Every message passes the first two: there `guarded` is written out, which saves a call where nothing goes wrong.
-
-    def _cover_processing(self, process: Callable[..., Any]) -> Callable[..., Any]:
-        recorder = self.recorder
-
-        async def process_watched(*args: Any, **kwargs: Any) -> Any:
-            message = args[0] if args else first_argument(args, kwargs)
-            flight = None
-            try:
-                flight = recorder.started(message)
-            except Exception:
-                swallow("looking at a message")
-            if flight is None:
-                return await process(*args, **kwargs)
-            try:
-                result = await process(*args, **kwargs)
-            except BaseException as error:
-                guarded("counting a failed message", recorder.failed, flight, message, error)
-                raise
-            try:
-                recorder.processed(flight, message)
-            except Exception:
-                swallow("counting a processed message")
-            return result
-
-        return process_watched
-
-    def _cover_attempt(self, process: Callable[..., Any]) -> Callable[..., Any]:
-        recorder = self.recorder
-
-        async def attempt_watched(*args: Any, **kwargs: Any) -> Any:
-            message = args[0] if args else first_argument(args, kwargs)
-            flight = None
-            try:
-                flight = recorder.attempt(message)
-            except Exception:
-                swallow("looking at an attempt")
-            if flight is None:
-                return await process(*args, **kwargs)
-            try:
-                return await process(*args, **kwargs)
-            except Exception as error:
-                guarded("counting a failed attempt", recorder.attempt_failed, flight, message, error)
-                raise
-            finally:
-                flight.attempting = False
-
-        return attempt_watched
 
     def _cover_send(self, send: Callable[..., Any]) -> Callable[..., Any]:
-        async def send_watched(*args: Any, **kwargs: Any) -> Any:
-            message = first_argument(args, kwargs)
+        recorder, patches = self.recorder, self._patches
+
+        async def send_watched(message: Any) -> Any:
             try:
-                delivered = await send(*args, **kwargs)
+                delivered = await send(message)
             except Exception:
-                if self._patches.active:
-                    guarded("counting a failed send", self.recorder.undeliverable, message, "error")
+                if patches.active:
+                    guarded("counting a failed send", recorder.undeliverable, message, "error")
                 raise
-            guarded("counting a send", self._count_send, message, delivered)
+            try:
+                if patches.active and delivered is False:
+                    self._count_undelivered(message)
+                elif patches.active:
+                    recorder.record_of(message).sent += 1
+            except Exception:
+                swallow("counting a send")
             return delivered
 
         return send_watched
 
-    def _count_send(self, message: Any, delivered: Any) -> None:
-        if not self._patches.active:
-            return
-        if delivered is False:
-            reason = guarded("looking at a failed send", self._adapter.undelivered_reason, self.agent_ref(), message)
-            self.recorder.undeliverable(message, reason or "error")
-        else:
-            self.recorder.sent(message)
+    def _count_undelivered(self, message: Any) -> None:
+        reason = guarded("looking at a failed send", self._adapter.undelivered_reason, self.agent_ref(), message)
+        self.recorder.undeliverable(message, reason or "error")
 
     def _cover_start(self, start: Callable[..., Any]) -> Callable[..., Any]:
         async def start_watched(*args: Any, **kwargs: Any) -> Any:
@@ -162,9 +115,12 @@ class AgentHook:
         self.recorder.started_at = self.recorder.clock()
         queue = self._adapter.inbox(agent)
         if not self._inbox.is_for(queue):
-            self._inbox.patches.undo()
+            self._inbox.release()
             self.recorder.inbox_replaced()
-            self._inbox = Inbox(self.recorder, agent, queue, self._adapter.loop)
+            self._inbox = self._hook_inbox(agent, queue)
+
+    def _hook_inbox(self, agent: Any, queue: Any) -> Inbox:
+        return Inbox(self.recorder, agent, queue, self._adapter.loop, self._processing.in_handler)
 
     def _adopt_state_manager(self) -> None:
         agent = self.agent_ref()
@@ -191,7 +147,8 @@ class AgentHook:
         departed = agent is None or self.recorder.departed_at is not None
         types, queue_size = read_types(self.recorder, self._queue_size)
         running = not departed and self._adapter.is_running(agent)
-        return AgentReading(
+        return quickly(
+            AgentReading,
             agent_id=self.recorder.agent_id,
             agent_name=self.recorder.agent_name,
             orchestrator_name=self.recorder.orchestrator_name,
@@ -209,6 +166,8 @@ class AgentHook:
         return 0 if self.recorder.departed_at is not None else self._inbox.size()
 
     def _read_states(self, *, departed: bool) -> tuple[StateReading, ...]:
+        if not self.recorder.states:
+            return ()
         current = None if departed else self._state
         return tuple(
             current.read() if current is not None and current.recorder is recorder else read_state(recorder)
@@ -228,8 +187,9 @@ class AgentHook:
 
     def release(self) -> None:
         """Take every wrapper off."""
-        self._inbox.patches.undo()
+        self._inbox.release()
         self._outbox.patches.undo()
+        self._processing.release()
         self._patches.undo()
         if self._state is not None:
             self._state.release()

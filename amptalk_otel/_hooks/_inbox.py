@@ -8,37 +8,66 @@ these two on the instance sees `put`, `put_nowait`, `get`, `get_nowait` and ever
 from __future__ import annotations
 
 import asyncio
-import sys
 import weakref
+from bisect import bisect_left
 from collections.abc import Callable
+from types import CoroutineType
 from typing import Any
 
 from amptalk_otel import _guard
-from amptalk_otel._agent_recorder import AgentRecorder, current_task
-from amptalk_otel._patch import Patches
+from amptalk_otel._agent_recorder import NOTHING, AgentRecorder, TaskReference, TypeRecorder, nobody
+from amptalk_otel._buckets import DURATION_BOUNDS_S
+from amptalk_otel._hooks._tasks import callers, current_task
+from amptalk_otel._patch import Patches, Wrap
+from amptalk_otel._waiting import UNKNOWN_ARRIVAL, ByMessage, InOrder
 
 
 class Inbox:
     """The hooked queue of one agent."""
 
-    def __init__(self, recorder: AgentRecorder, agent: Any, queue: Any, loop: str | None = None) -> None:
-        """`loop`: the method that takes messages from the queue, if it may run inside somebody else's task."""
+    def __init__(
+        self,
+        recorder: AgentRecorder,
+        agent: Any,
+        queue: Any,
+        loop: str | None = None,
+        in_handler: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`loop`: the method that takes messages from the queue, if it may run inside somebody else's task.
+
+        `in_handler` tells whether the caller works on one of the agent's messages.
+        """
         self._recorder = recorder
         self._agent = weakref.ref(agent)
         self._queue = _weak(queue)
         self._loop = loop
-        self._loop_task: weakref.ref[asyncio.Task[Any]] | None = None
+        self._in_handler = in_handler
+        self._loop_task: TaskReference = nobody
+        # A coroutine runs while its task is the current one: a tenth of the cost of asking asyncio for that.
+        self.loop_coroutine: Callable[[], CoroutineType[Any, Any, Any] | None] = nobody
+        self._known: dict[object, TypeRecorder] = {}  # by the enum's value; empty once we are off
         self.patches = Patches()
         self.hooked = _is_queue(queue) and self._hook(queue)
 
     def _hook(self, queue: Any) -> bool:
         wrap = self.patches.wrap
-        if not (wrap(queue, "_put", self._cover_put) and wrap(queue, "_get", self._cover_get)):
+        self._recorder.waiting = waiting = InOrder() if _is_in_order(queue) else ByMessage()
+        cover_put: Wrap = self._cover_put
+        cover_get: Wrap = self._cover_get
+        if isinstance(waiting, InOrder):
+            cover_put, cover_get = self._covering_put(waiting), self._covering_get(waiting, queue)
+        if not (wrap(queue, "_put", cover_put) and wrap(queue, "_get", cover_get)):
             self.patches.undo()
             return False
         for item in list(getattr(queue, "_queue", ())):
-            self._recorder.waiting(item)
+            self._recorder.is_there(item)
         return True
+
+    def release(self) -> None:
+        """Take the wrappers off. One that somebody else has covered stays, and counts no more."""
+        self.patches.undo()
+        self._known.clear()
+        self.loop_coroutine = nobody
 
     def is_for(self, queue: Any) -> bool:
         return self._queue() is queue
@@ -47,6 +76,8 @@ class Inbox:
         """The queue's length; None where it is not hooked."""
         queue = self._queue()
         return queue.qsize() if self.hooked and queue is not None else None
+
+    # -- any queue -----------------------------------------------------------------------------------
 
     def _cover_put(self, put: Callable[..., Any]) -> Callable[..., Any]:
         arrived, patches = self._recorder.arrived, self.patches
@@ -62,25 +93,126 @@ class Inbox:
         return _put
 
     def _cover_get(self, get: Callable[..., Any]) -> Callable[..., Any]:
-        left, takes_for_loop, patches = self._recorder.left, self._takes_for_loop, self.patches
+        left, patches = self._left, self.patches
 
         def _get() -> Any:
             item = get()
             try:
                 if patches.active:
-                    task = current_task()
-                    left(item, task, own_loop=takes_for_loop(task))
+                    left(item)
             except Exception:
                 _guard.swallow("counting a message that left the inbox")
             return item
 
         return _get
 
+    def _left(self, item: Any) -> None:
+        """Count a message that left, whoever took it."""
+        task = current_task()
+        own_loop = self._takes_for_loop(task) and not (self._recorder.is_in_work and self._in_handler())
+        self._recorder.left(item, self._loop_task if own_loop else nobody, own_loop=own_loop)
+
+    # -- first in, first out -------------------------------------------------------------------------
+    #
+    # The same, written out for the queue that nearly every agent has: no call where nothing is out of the ordinary.
+
+    def _covering_put(self, waiting: InOrder) -> Wrap:
+        remember, clock, known = waiting.arrivals.append, self._recorder.clock, self._known
+        measure_size, get_to_know = self._recorder.measure_size, self._get_to_know
+
+        def cover(put: Callable[..., Any]) -> Callable[..., Any]:
+            def _put(item: Any) -> None:
+                put(item)
+                try:
+                    try:
+                        record = known[item.message_type._value_]
+                    except (AttributeError, KeyError, TypeError):
+                        unknown = get_to_know(item)
+                        if unknown is None:
+                            return
+                        record = unknown
+                    # Before `received`: a reader that sees the message counted must find when it came.
+                    remember((record, clock()))
+                    record.received = received = record.received + 1
+                    if received >= record.next_size_at:
+                        measure_size(record, item)
+                except Exception:
+                    _guard.swallow("counting a message that arrived")
+
+            return _put
+
+        return cover
+
+    def _covering_get(self, waiting: InOrder, queue: Any) -> Wrap:
+        recorder, inbox, clock = self._recorder, self, self._recorder.clock
+        arrivals, recall = waiting.arrivals, waiting.arrivals.popleft
+
+        def cover(get: Callable[..., Any]) -> Callable[..., Any]:
+            def _get() -> Any:
+                item = get()
+                try:
+                    loop = inbox.loop_coroutine()
+                    if (
+                        loop is None
+                        or not loop.cr_running  # then somebody else takes the message
+                        or recorder.next_message is not NOTHING
+                        or len(arrivals) != len(queue._queue) + 1  # noqa: SLF001 - the store may be changed directly
+                    ):
+                        inbox.left_in_order(item, waiting, queue)
+                        return item
+                    record, arrived_at = recall()
+                    recorder.next_message, recorder.next_record = item, record
+                    recorder.next_taken_at = now = clock()
+                    if arrived_at:
+                        seconds = now - arrived_at
+                        wait = record.wait
+                        wait.counts[bisect_left(DURATION_BOUNDS_S, seconds)] += 1
+                        wait.sum += seconds
+                        if recorder.observers:
+                            recorder.tell_wait(record, seconds)
+                    else:
+                        record.unwaited += 1
+                except Exception:
+                    _guard.swallow("counting a message that left the inbox")
+                return item
+
+            return _get
+
+        return cover
+
+    def _get_to_know(self, item: Any) -> TypeRecorder | None:
+        """The counts of a type that is seen for the first time, or can't be looked up; None once we are off."""
+        if not self.patches.active:
+            return None
+        record = self._recorder.record_of(item)
+        self._known.update(self._recorder.by_type)
+        return record
+
+    def left_in_order(self, item: Any, waiting: InOrder, queue: Any) -> None:
+        """Count a message that left out of the ordinary: the first, one that is lost, one that somebody else took."""
+        if not self.patches.active:
+            return
+        vanished = len(waiting) - len(queue._queue) - 1  # noqa: SLF001 - as above
+        if vanished > 0:
+            self._recorder.vanished(vanished)
+        elif vanished < 0:
+            self._slipped_in(item, waiting)
+        self._left(item)
+
+    def _slipped_in(self, item: Any, waiting: InOrder) -> None:
+        """There are messages in the queue that were not seen to come. This is one, if the next known is no such."""
+        record = self._recorder.record_of(item)
+        if not waiting.arrivals or waiting.arrivals[0][0] is not record:
+            waiting.arrivals.appendleft((record, UNKNOWN_ARRIVAL))
+            record.received += 1
+
+    # -- who takes -----------------------------------------------------------------------------------
+
     def _takes_for_loop(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether `task` is the agent's own loop, and not somebody who helps himself from its inbox."""
         if task is None:
             return False
-        if self._loop_task is not None and self._loop_task() is task:
+        if self._loop_task() is task:
             return True
         agent = self._agent()
         if agent is None or not (
@@ -88,6 +220,8 @@ class Inbox:
         ):
             return False
         self._loop_task = weakref.ref(task)
+        coroutine = task.get_coro()
+        self.loop_coroutine = weakref.ref(coroutine) if isinstance(coroutine, CoroutineType) else nobody
         return True
 
     def _runs_for(self, agent: Any, task: asyncio.Task[Any]) -> bool:
@@ -98,12 +232,9 @@ class Inbox:
 
     def _is_within_loop(self, agent: Any) -> bool:
         """Whether the agent's loop is among the callers. Asked once, for a task that turns out to be the loop's."""
-        frame = sys._getframe() if self._loop is not None else None  # noqa: SLF001 - as `inspect` does, at a lower cost
-        while frame is not None:
-            if frame.f_code.co_name == self._loop and frame.f_locals.get("self") is agent:
-                return True
-            frame = frame.f_back
-        return False
+        if self._loop is None:
+            return False
+        return any(frame.f_code.co_name == self._loop and frame.f_locals.get("self") is agent for frame in callers())
 
 
 def _weak(queue: Any) -> Callable[[], Any]:
@@ -119,3 +250,12 @@ def _is_queue(queue: Any) -> bool:
     kind = type(queue).__qualname__
     _guard.complain(f"inbox {kind}", "an inbox of type %s can't be watched: it is no asyncio.Queue", kind)
     return False
+
+
+def _is_in_order(queue: Any) -> bool:
+    """Whether the queue gives away what came first first, as `asyncio.Queue` itself does."""
+    return _comes_from_queue(queue, "_put") and _comes_from_queue(queue, "_get")
+
+
+def _comes_from_queue(queue: Any, name: str) -> bool:
+    return getattr(getattr(queue, name), "__func__", None) is getattr(asyncio.Queue, name)

@@ -7,9 +7,9 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from amptalk_otel._guard import guarded
+from amptalk_otel._guard import guarded, swallow
 from amptalk_otel._labels import clean
-from amptalk_otel._patch import Patches, first_argument
+from amptalk_otel._patch import Patches, covering_one_argument, first_argument
 from amptalk_otel._reading import OrchestratorReading, read_orchestrator
 from amptalk_otel._recorder import OrchestratorRecorder
 from amptalk_otel.adapters import adapter_for, undelivered_reason
@@ -33,7 +33,7 @@ class OrchestratorHook:
         self.recorder = OrchestratorRecorder(clean(getattr(orchestrator, "name", type(orchestrator).__qualname__)))
         self._orchestrator = weakref.ref(orchestrator)
         self._rosters: tuple[Roster, ...] = ()
-        self._sending: list[int] = []  # ids of messages inside send_message_to_agent, one for each call
+        self._sending: dict[int, int] = {}  # by id of a message inside send_message_to_agent: in how many calls
         self._patches = Patches()
         self._cover(orchestrator)
 
@@ -57,7 +57,7 @@ class OrchestratorHook:
             ("add_agent", self._cover_register),
             ("create_agent", self._cover_create),
             ("unregister_agent", self._cover_unregister),
-            ("send_message_to_agent", self._cover_send),
+            ("send_message_to_agent", covering_one_argument(self._cover_send)),
         ):
             if hasattr(orchestrator, attribute):
                 self._patches.wrap(orchestrator, attribute, cover)
@@ -106,17 +106,28 @@ class OrchestratorHook:
         return unregister_watched
 
     def _cover_send(self, send: Callable[..., Any]) -> Callable[..., Any]:
-        async def send_watched(*args: Any, **kwargs: Any) -> Any:
-            message = first_argument(args, kwargs)
-            self._sending.append(id(message))
+        sending, recorder = self._sending, self.recorder
+
+        async def send_watched(message: Any) -> Any:
+            key = id(message)
+            sending[key] = sending.get(key, 0) + 1
             try:
-                delivered = await send(*args, **kwargs)
+                delivered = await send(message)
             except Exception:
-                guarded("counting a failed send", self.recorder.undeliverable_one, message, "error")
+                guarded("counting a failed send", recorder.undeliverable_one, message, "error")
                 raise
             finally:
-                self._sending.remove(id(message))
-            guarded("counting a routed message", self._count_sent, message, delivered)
+                if sending[key] == 1:
+                    del sending[key]
+                else:
+                    sending[key] -= 1
+            try:
+                if delivered is False:
+                    self._count_undelivered(message)
+                else:
+                    recorder.routed_one(message)
+            except Exception:
+                swallow("counting a routed message")
             return delivered
 
         return send_watched
@@ -149,11 +160,8 @@ class OrchestratorHook:
             for roster in self._rosters:
                 roster.agent_unregistered(agent)
 
-    def _count_sent(self, message: Any, delivered: Any) -> None:
-        if delivered is False:
-            self.recorder.undeliverable_one(message, undelivered_reason(message, self._agents()))
-        else:
-            self.recorder.routed_one(message)
+    def _count_undelivered(self, message: Any) -> None:
+        self.recorder.undeliverable_one(message, undelivered_reason(message, self._agents()))
 
     # -- as the router of outboxes ------------------------------------------------------------------
 

@@ -122,7 +122,8 @@ async def test_an_error_handler_that_never_helps_ends_in_one_failure() -> None:
     with hooked(agent) as hook:
         await handle(agent, note())
         assert counts(hook.read()) == {
-            "received": 1, "failed": {"OSError": 1}, "retries": {"ConnectionError": 3}, "waits": 1, "works": 1,
+            "received": 1, "failed": {"OSError": 1}, "retries": {"ConnectionError": 1, "OSError": 2},
+            "waits": 1, "works": 1,
         }  # fmt: skip
 
 
@@ -154,6 +155,60 @@ async def test_a_process_message_that_calls_itself_is_one_attempt() -> None:
 
     agent = Recursive()
     with hooked(agent) as hook:
+        await handle(agent, note())
+        assert counts(hook.read()) == {"received": 1, "processed": 1, "waits": 1, "works": 1}
+
+
+@in_loop
+async def test_attempts_are_covered_while_there_is_something_to_retry_and_not_before_or_after() -> None:
+    agent, covered = Scripted(), []
+
+    async def look(_message: Message) -> None:
+        covered.append("process_message" in vars(agent))
+        if len(covered) in {2, 3}:
+            raise ConnectionError
+
+    agent.script = [look] * 5
+    with hooked(agent) as hook:
+        await handle(agent, note(), note(), note())
+        assert covered == [False, False, True, True, False]
+        assert counts(hook.read()) == {
+            "received": 3, "processed": 3, "retries": {"ConnectionError": 2}, "waits": 3, "works": 3,
+        }  # fmt: skip
+
+
+class OwnWay(Scripted):
+    """Retries in a way of its own, under a time limit."""
+
+    async def _process_with_retry(self, message: Message) -> Any:
+        for _ in range(3):
+            try:
+                return await asyncio.wait_for(self.process_message(message), 5)
+            except OSError:
+                continue
+        raise RuntimeError
+
+
+@in_loop
+async def test_a_subclass_that_retries_in_its_own_way_is_counted_as_well() -> None:
+    agent = OwnWay(OSError(), TimeoutError(), None, *[OSError()] * 3)
+    with hooked(agent) as hook:
+        with pytest.raises(OSError, match=r"^$"):  # the program's own call is no attempt
+            await OwnWay.process_message(agent, note())
+        agent.script.insert(0, OSError())
+        await handle(agent, note(), note())
+        assert counts(hook.read()) == {
+            "received": 2, "processed": 1, "failed": {"RuntimeError": 1},
+            "retries": {"OSError": 3, "TimeoutError": 1}, "waits": 2, "works": 2,
+        }  # fmt: skip
+
+
+@in_loop
+async def test_judging_an_error_outside_of_any_message_counts_nothing() -> None:
+    agent = Scripted()
+    with hooked(agent) as hook:
+        assert agent._is_recoverable_error(ConnectionError()) is True
+        assert agent._is_recoverable_error(ValueError()) is False
         await handle(agent, note())
         assert counts(hook.read()) == {"received": 1, "processed": 1, "waits": 1, "works": 1}
 
@@ -404,8 +459,8 @@ async def test_a_message_at_the_address_of_one_that_was_never_begun_is_another_m
         assert counts(hook.read()) == {
             "received": 4, "failed": {"_OTHER": 3}, "processed": 1, "waits": 4, "works": 1,
         }  # fmt: skip
-        assert not hook.recorder._flights
-        assert hook.recorder._unstarted == 0
+        assert not hook.recorder.unstarted
+        assert not hook.recorder.is_in_work
         await agent.stop()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -175,7 +176,7 @@ async def test_an_object_that_is_in_the_inbox_twice_is_two_messages() -> None:
         assert counts(hook.read()) == {"received": 3, "processed": 3, "waits": 3, "works": 3}
         assert of_type(hook.read(), MessageType.COMMAND).wait.sum == 2.0 + 1.0
         assert hook.read().oldest_age_s is None
-        assert not hook.recorder.arrivals
+        assert len(hook.recorder.waiting) == 0
 
 
 @in_loop
@@ -268,7 +269,7 @@ async def test_a_queue_that_makes_its_own_tuples_leaves_nothing_in_the_books() -
         assert counts(hook.read()) == {"received": 2, "queued": 2}
         await handle(agent)
         assert counts(hook.read()) == {"received": 2, "processed": 2, "waits": 1, "works": 2}
-        assert not hook.recorder.arrivals
+        assert len(hook.recorder.waiting) == 0
 
 
 @in_loop
@@ -472,6 +473,79 @@ async def test_an_inbox_that_is_shut_down_at_once_loses_its_messages_to_whoever_
             await agent.enqueue_message(note())
         agent.input_queue.shutdown(immediate=True)  # type: ignore[attr-defined,unused-ignore]
         assert counts(hook.read()) == {"received": 3, "dropped": {"taken": 3}, "waits": 3}
+
+
+# -- changed behind our back ---------------------------------------------------------------------------
+
+
+@in_loop
+async def test_messages_cleared_from_the_queue_itself_are_dropped_when_the_next_one_is_taken() -> None:
+    agent, clock = Scripted(), Clock()
+    with hooked(agent, clock) as hook:
+        for _ in range(3):
+            agent.input_queue.put_nowait(note())
+        clock.advance(10.0)
+        agent.input_queue._queue.clear()  # type: ignore[attr-defined]
+        agent.input_queue.put_nowait(note(MessageType.HEARTBEAT))
+        clock.advance(1.0)
+        await agent.start()
+        await settle()
+        await agent.stop()
+        assert counts(hook.read()) == {"received": 4, "dropped": {"taken": 3}, "processed": 1, "waits": 1, "works": 1}
+        assert of_type(hook.read(), MessageType.HEARTBEAT).wait.sum == 1.0
+
+
+@in_loop
+async def test_a_queue_that_is_given_another_store_is_followed_there() -> None:
+    agent, clock = Scripted(), Clock()
+    with hooked(agent, clock) as hook:
+        await handle(agent, note())
+        agent.input_queue.put_nowait(note())
+        agent.input_queue._queue = deque()  # type: ignore[attr-defined]
+        agent.input_queue.put_nowait(note())
+        clock.advance(2.0)
+        await agent.start()
+        await settle()
+        await agent.stop()
+        assert counts(hook.read()) == {"received": 3, "dropped": {"taken": 1}, "processed": 2, "waits": 2, "works": 2}
+        assert hook.read().wait_histogram.sum == 2.0
+
+
+@in_loop
+async def test_a_message_slipped_into_the_queue_itself_is_received_when_it_is_taken() -> None:
+    agent, clock = Scripted(), Clock()
+    with hooked(agent, clock) as hook:
+        agent.input_queue._queue.append(note(MessageType.HEARTBEAT))  # type: ignore[attr-defined]
+        agent.input_queue.put_nowait(note())
+        clock.advance(3.0)
+        await agent.start()
+        await settle()
+        await agent.stop()
+        assert counts(hook.read())["received"] == 2
+        assert counts(hook.read())["processed"] == 2
+        assert of_type(hook.read(), MessageType.COMMAND).wait.sum == 3.0
+        assert of_type(hook.read(), MessageType.HEARTBEAT).wait.count == 0
+
+
+@in_loop
+async def test_nothing_in_the_inbox_is_a_message_of_no_type() -> None:
+    class Sentinel(Scripted):
+        async def _message_loop(self) -> None:
+            while (message := await self.input_queue.get()) is not None:
+                await self._process_with_retry(message)
+
+    agent = Sentinel()
+    with hooked(agent) as hook:
+        await agent.start()
+        for item in (note(), None):
+            agent.input_queue.put_nowait(item)  # type: ignore[arg-type]
+        await settle()
+        assert counts(hook.read()) == {"received": 2, "processed": 1, "in_flight": 1, "waits": 2, "works": 1}
+        await agent.stop()
+        await handle_rest(agent, note())
+        assert counts(hook.read()) == {
+            "received": 3, "processed": 2, "failed": {"_OTHER": 1}, "waits": 3, "works": 2,
+        }  # fmt: skip
 
 
 # -- odd inboxes ---------------------------------------------------------------------------------------

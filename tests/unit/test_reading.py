@@ -15,6 +15,7 @@ import pytest
 from amptalk_otel import AgentReading, Instrumentation, instrument_orchestrator
 from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._reading import oldest_age_s, read_types
+from amptalk_otel._waiting import Arrival, ByMessage
 from amptalk_otel.demo.runtime import Message, MessageType, Orchestrator
 from tests.support import (
     CONFIG,
@@ -238,15 +239,27 @@ def test_the_age_of_the_oldest_is_told_while_the_inbox_changes() -> None:
         clock.advance(1.0)
     assert oldest_age_s(watched) == 3.0
 
-    class Changing(dict[int, float]):
+    class Changing(dict[int, Arrival]):
         def values(self) -> Any:
-            dict.update(self, {len(self): clock.now})
             iterator = iter(dict.values(self))
-            dict.update(self, {len(self): clock.now}) if len(self) < 6 else None
+            if len(self) < 6:
+                dict.update(self, {len(self): (watched.records[0], clock.now)})
             return iterator
 
-    watched.arrivals = Changing(watched.arrivals)
+    assert isinstance(watched.waiting, ByMessage)
+    watched.waiting._arrivals = Changing(watched.waiting._arrivals)
     assert oldest_age_s(watched) == 3.0
+
+
+def test_the_reading_of_a_type_that_has_not_changed_is_the_same_object() -> None:
+    watched = AgentRecorder("id", "name")
+    for kind in ("still", "busy"):
+        watched.arrived(message(kind))
+    (still, busy), _ = read_types(watched, lambda: None)
+    watched.arrived(message("busy"))
+    (still_again, busy_again), _ = read_types(watched, lambda: None)
+    assert still_again is still
+    assert (busy.received, busy_again.received) == (1, 2)
 
 
 def test_an_empty_inbox_has_no_oldest_message() -> None:

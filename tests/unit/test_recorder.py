@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from enum import Enum
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from amptalk_otel._agent_recorder import AgentRecorder
+from amptalk_otel._agent_recorder import AgentRecorder, nobody
 from amptalk_otel._labels import MAX_DISTINCT, OTHER
 from amptalk_otel._reading import TypeReading, read_types
 from amptalk_otel._recorder import Observer, OperationKey, OrchestratorRecorder, StateOwner, StateRecorder
@@ -56,13 +57,13 @@ class Told(Observer):
 def pass_through(watched: AgentRecorder, item: Any, error: BaseException | None = None) -> None:
     """Let a message come, be taken and be processed."""
     watched.arrived(item)
-    watched.left(item, None, own_loop=True)
+    watched.left(item, nobody, own_loop=True)
     flight = watched.started(item)
     assert flight is not None
     if error is None:
-        watched.processed(flight, item)
+        watched.processed(flight.record, flight.taken_at, item)
     else:
-        watched.failed(flight, item, error)
+        watched.failed(flight.record, flight.taken_at, item, error)
 
 
 def test_one_step_at_each_turn_keeps_the_sum_right() -> None:
@@ -70,12 +71,12 @@ def test_one_step_at_each_turn_keeps_the_sum_right() -> None:
     seen = []
     watched.arrived(item)
     seen.append(read(watched)[0])
-    watched.left(item, None, own_loop=True)
+    watched.left(item, nobody, own_loop=True)
     seen.append(read(watched)[0])
     flight = watched.started(item)
     assert flight is not None
     seen.append(read(watched)[0])
-    watched.processed(flight, item)
+    watched.processed(flight.record, flight.taken_at, item)
     seen.append(read(watched)[0])
     assert [(turn.received, turn.queued, turn.in_flight, turn.processed) for turn in seen] == [
         (1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 1, 0), (1, 0, 0, 1),
@@ -90,11 +91,11 @@ def test_observers_are_told_the_same_as_the_buckets() -> None:
     item.payload = {"a": 1}
     watched.arrived(item)
     clock.advance(1.5)
-    watched.left(item, None, own_loop=True)
+    watched.left(item, nobody, own_loop=True)
     flight = watched.started(item)
     assert flight is not None
     clock.advance(2.5)
-    watched.processed(flight, item)
+    watched.processed(flight.record, flight.taken_at, item)
     assert told.told == [("sized", "kind_1", 8), ("waited", "kind_1", 1.5), ("worked", "kind_1", 2.5)]
     (kind,) = read(watched)
     assert (kind.size.sum, kind.wait.sum, kind.process.sum) == (8, 1.5, 2.5)
@@ -161,10 +162,10 @@ def test_a_message_of_the_same_address_as_a_lost_one_ends_the_lost_one() -> None
     watched, item = recorder(), message()
     for _ in range(3):
         watched.arrived(item)
-        watched.left(item, None, own_loop=True)
+        watched.left(item, nobody, own_loop=True)
     flight = watched.started(item)
     assert flight is not None
-    watched.processed(flight, item)
+    watched.processed(flight.record, flight.taken_at, item)
     (kind,) = read(watched)
     assert (kind.received, kind.failed, kind.processed, kind.in_flight) == (3, {OTHER: 2}, 1, 0)
 
@@ -173,14 +174,15 @@ def test_messages_taken_together_and_worked_off_in_order_are_all_processed() -> 
     async def run() -> None:
         watched, items = recorder(), [message() for _ in range(5)]
         task = asyncio.current_task()
+        assert task is not None
         for item in items:
             watched.arrived(item)
         for item in items:
-            watched.left(item, task, own_loop=True)
+            watched.left(item, weakref.ref(task), own_loop=True)
         for item in items:
             flight = watched.started(item)
             assert flight is not None
-            watched.processed(flight, item)
+            watched.processed(flight.record, flight.taken_at, item)
         (kind,) = read(watched)
         assert (kind.processed, kind.failed, kind.in_flight) == (5, {}, 0)
 
@@ -189,19 +191,25 @@ def test_messages_taken_together_and_worked_off_in_order_are_all_processed() -> 
 
 def test_a_message_that_never_came_from_the_inbox_has_no_flight() -> None:
     watched = recorder()
-    assert watched.started(message()) is None
-    assert watched.attempt(message()) is None
+    item = message()
+    assert watched.started(item) is None
+    assert watched.retry(item) is None
 
 
 def test_a_message_under_way_is_not_started_again() -> None:
     watched, item = recorder(), message()
     watched.arrived(item)
-    watched.left(item, None, own_loop=True)
-    assert watched.attempt(item) is None  # not begun
-    assert watched.started(item) is not None
+    watched.left(item, nobody, own_loop=True)
+    assert not watched.is_in_work
+    flight = watched.started(item)
+    assert flight is not None
+    assert watched.is_in_work
     assert watched.started(item) is None
-    assert watched.attempt(item) is not None
-    assert watched.attempt(item) is None  # an attempt within an attempt
+    assert watched.retry(item) is None  # the first attempt
+    watched.attempt_failed(flight.record, item, ValueError())
+    assert watched.retry(item) is not None
+    assert watched.retry(item) is None  # an attempt within an attempt
+    assert read(watched)[0].retries == {"ValueError": 1}
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), GeneratorExit()])
@@ -224,7 +232,7 @@ def test_letting_go_drops_what_waits_and_coming_back_goes_on() -> None:
     ]  # fmt: skip
     watched.come_back()
     assert watched.departed_at is None
-    watched.waiting(message(KINDS[1]))
+    watched.is_there(message(KINDS[1]))
     watched.let_go()
     assert [(kind.received, kind.dropped) for kind in read(watched)] == [
         (3, {"unregistered": 3}), (1, {"unregistered": 1}),

@@ -166,7 +166,7 @@ class Agent(ABC):
             except Exception as error:  # noqa: PERF203 - each attempt may fail
                 first_error = first_error or error
                 last_error = error
-                if attempt == self.max_retry_attempts or not is_retried(error):
+                if not self._is_recoverable_error(error) or attempt == self.max_retry_attempts:
                     break
                 self.stats.record_retry_attempt(success=False)
                 await asyncio.sleep(self._retry_delay(attempt + 1))
@@ -178,6 +178,10 @@ class Agent(ABC):
         if handler is None:
             return await self.process_message(message)
         return await handler(message, {"error": first_error, "attempt": attempt, "agent": self})
+
+    def _is_recoverable_error(self, error: Exception) -> bool:
+        """Whether another attempt may help."""
+        return is_retried(error)
 
     def _retry_delay(self, attempt: int) -> float:
         delay = min(self.base_retry_delay * 2.0 ** (attempt - 1), self.max_retry_delay)

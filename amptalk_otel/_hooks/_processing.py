@@ -1,0 +1,170 @@
+"""Processing: the time from taking a message to its end, with all attempts and the back-off between them."""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_left
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from amptalk_otel._agent_recorder import IN_WORK, NOTHING, AgentRecorder, Flight, TypeRecorder
+from amptalk_otel._buckets import DURATION_BOUNDS_S
+from amptalk_otel._guard import guarded, swallow
+from amptalk_otel._hooks._tasks import callers
+from amptalk_otel._patch import Patches, covering_one_argument
+
+
+class Processing:
+    """The wrappers on the methods of one agent that work on a message.
+
+    `process` is covered for good. Attempts are of interest once one has failed: where `process` calls the method
+    `judge` with the exception of each failed attempt, `attempt` is covered only while a message is being
+    retried, and costs nothing before. Otherwise it is covered for good as well.
+    """
+
+    def __init__(
+        self, recorder: AgentRecorder, agent: Any, *, process: str | None, attempt: str | None, judge: str | None
+    ) -> None:
+        self._recorder = recorder
+        self._agent = weakref.ref(agent)
+        self._attempt = attempt
+        self._patches = Patches()
+        self._attempt_patches: Patches | None = None  # while attempts are covered
+        self._in_work: dict[int, TypeRecorder] | None = None  # by id of the message, where attempts are always covered
+        if process is None:
+            return
+        if attempt is not None:
+            if judge is not None and _is_called_by(getattr(agent, process), judge):
+                self._patches.wrap(agent, judge, covering_one_argument(self._cover_judge))
+            else:
+                self._in_work = {}
+                self._watch_attempts()
+        self._patches.wrap(agent, process, covering_one_argument(self._cover_processing))
+
+    def release(self) -> None:
+        """Take every wrapper off."""
+        self._let_attempts_be()
+        self._patches.undo()
+
+    def in_handler(self) -> bool:
+        """Whether the caller works on one of the agent's messages."""
+        return self._wrapper_among_callers() is not None
+
+    # -- processing ----------------------------------------------------------------------------------
+
+    def _cover_processing(self, process: Callable[..., Any]) -> Callable[..., Any]:
+        recorder, clock = self._recorder, self._recorder.clock
+        unstarted, retrying = recorder.unstarted, recorder.retrying
+        started, processed, failed = recorder.started, self._processed, self._failed
+        in_work = self._in_work
+
+        async def process_watched(message: Any) -> Any:
+            # What `recorder.started` and `recorder.processed` do, written out for a message that goes the usual way.
+            if recorder.next_message is message and not unstarted:
+                record, taken_at = recorder.next_record, recorder.next_taken_at
+                recorder.next_message = IN_WORK
+            else:
+                flight: Flight | None = guarded("looking at a message", started, message)
+                if flight is None:
+                    return await process(message)
+                record, taken_at = flight.record, flight.taken_at
+            if in_work is not None:
+                in_work[id(message)] = record
+            try:
+                result = await process(message)
+            except BaseException as error:
+                guarded("counting a failed message", failed, record, taken_at, message, error)
+                raise
+            try:
+                if recorder.next_message is not IN_WORK or retrying or in_work is not None:
+                    processed(record, taken_at, message)
+                    return result
+                recorder.next_message = NOTHING
+                seconds = clock() - taken_at
+                work = record.process
+                work.counts[bisect_left(DURATION_BOUNDS_S, seconds)] += 1
+                work.sum += seconds
+                if recorder.observers:
+                    recorder.tell_work(record, seconds)
+            except Exception:
+                swallow("counting a processed message")
+            return result
+
+        return process_watched
+
+    def _processed(self, record: TypeRecorder, taken_at: float, message: Any) -> None:
+        self._recorder.processed(record, taken_at, message)
+        self._forget(message)
+
+    def _failed(self, record: TypeRecorder, taken_at: float, message: Any, error: BaseException) -> None:
+        self._recorder.failed(record, taken_at, message, error)
+        self._forget(message)
+
+    def _forget(self, message: Any) -> None:
+        if self._in_work is not None:
+            self._in_work.pop(id(message), None)
+        elif not self._recorder.retrying:
+            self._let_attempts_be()
+
+    def _wrapper_among_callers(self) -> FrameType | None:
+        """The call of `process_watched` that the caller works for."""
+        for frame in callers():
+            if frame.f_code.co_name == "process_watched" and frame.f_locals.get("recorder") is self._recorder:
+                return frame
+        return None
+
+    # -- attempts ------------------------------------------------------------------------------------
+
+    def _cover_judge(self, judge: Callable[..., Any]) -> Callable[..., Any]:
+        def judge_watched(error: Any) -> Any:
+            guarded("looking at a failed attempt", self._attempt_failed, error)
+            return judge(error)
+
+        return judge_watched
+
+    def _attempt_failed(self, error: Any) -> None:
+        frame = self._wrapper_among_callers()
+        record = frame.f_locals.get("record") if frame is not None else None
+        if frame is not None and record is not None and isinstance(error, Exception):
+            self._recorder.attempt_failed(record, frame.f_locals[frame.f_code.co_varnames[0]], error)
+            self._watch_attempts()
+
+    def _watch_attempts(self) -> None:
+        agent = self._agent()
+        if self._attempt_patches is None and self._patches.active and agent is not None and self._attempt is not None:
+            self._attempt_patches = Patches()
+            self._attempt_patches.wrap(agent, self._attempt, covering_one_argument(self._cover_attempt))
+
+    def _cover_attempt(self, attempt: Callable[..., Any]) -> Callable[..., Any]:
+        recorder = self._recorder
+
+        async def attempt_watched(message: Any) -> Any:
+            retrying = guarded("looking at an attempt", recorder.retry, message) if recorder.retrying else None
+            try:
+                return await attempt(message)
+            except Exception as error:
+                if self._in_work is not None:
+                    guarded("counting a failed attempt", self._note_failed, message, error)
+                raise
+            finally:
+                if retrying is not None:
+                    retrying.attempting = False
+
+        return attempt_watched
+
+    def _note_failed(self, message: Any, error: Exception) -> None:
+        record = self._in_work.get(id(message)) if self._in_work is not None else None
+        if record is not None:  # else it is the program's own call
+            self._recorder.attempt_failed(record, message, error)
+
+    def _let_attempts_be(self) -> None:
+        if self._attempt_patches is not None:
+            self._attempt_patches.undo()
+            self._attempt_patches = None
+
+
+def _is_called_by(process: Callable[..., Any], name: str) -> bool:
+    """Whether the code of `process` calls the method `name`: a subclass may have its own way to retry."""
+    code = getattr(getattr(process, "__func__", None), "__code__", None)
+    return code is not None and name in code.co_names
