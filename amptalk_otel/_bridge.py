@@ -14,7 +14,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
@@ -26,6 +25,7 @@ from amptalk_otel._catalogue import (
     MESSAGE_SIZE,
     OPERATION_DURATION,
     PROCESS_DURATION,
+    SCOPE_NAME,
     STATE_OPERATION_DURATION,
     WAIT_DURATION,
     Kind,
@@ -36,23 +36,20 @@ from amptalk_otel._catalogue import (
     samples,
     state_operation_attributes,
 )
-from amptalk_otel._reading import each_once
 from amptalk_otel._recorder import OperationKey, OperationRecorder, Reported
 from amptalk_otel._sdk_series import forget_series
+from amptalk_otel._sources import Bridge, Source, Sources
 from amptalk_otel._system import System
 from amptalk_otel._version import __version__
 
-SCOPE_NAME = "amptalk_otel"
 _SNAPSHOT_LASTS_S = 10.0
-
-Source = Callable[[], Snapshot]
 
 
 class InstrumentsBridge:
     """The catalogue's instruments on one MeterProvider."""
 
     def __init__(self, provider: MeterProvider) -> None:
-        self._sources: tuple[Source, ...] = ()
+        self._sources = Sources()
         self._lock = threading.Lock()
         self._collection = threading.local()
         self._system: System | None = None
@@ -67,12 +64,11 @@ class InstrumentsBridge:
         with self._lock:
             if self._system is None:
                 self._system = System()
-            self._sources = (*self._sources, source)
+        self._sources.add(source)
 
     def remove(self, source: Source) -> None:
         """Stop reporting `source`."""
-        with self._lock:
-            self._sources = tuple(other for other in self._sources if other != source)
+        self._sources.remove(source)
 
     def report(self, owner: Reported) -> None:
         """Let an owner's durations and sizes into this bridge's histograms, once however many ask."""
@@ -146,10 +142,9 @@ class InstrumentsBridge:
         readers: set[str] | None = getattr(collection, "readers", None)
         now = time.monotonic()
         if readers is None or reader in readers or now > collection.until:
+            collection.snapshot = self._sources.snapshot()
             collection.readers = readers = set()
             collection.until = now + _SNAPSHOT_LASTS_S
-            together = sum((source() for source in self._sources), Snapshot())
-            collection.snapshot = replace(together, agents=each_once(together.agents))
         readers.add(reader)
         snapshot: Snapshot = collection.snapshot
         return snapshot
@@ -220,14 +215,20 @@ def _create(meter: Meter, metric: Metric, callback: Callable[[CallbackOptions], 
     return meter.create_observable_gauge(name, [callback], unit, description)
 
 
-_bridges: weakref.WeakKeyDictionary[MeterProvider, InstrumentsBridge] = weakref.WeakKeyDictionary()
+_bridges: weakref.WeakKeyDictionary[MeterProvider, Bridge] = weakref.WeakKeyDictionary()
 _bridges_lock = threading.Lock()
 
 
-def bridge_for(provider: MeterProvider) -> InstrumentsBridge:
+def bridge_for(provider: MeterProvider) -> Bridge:
     """The bridge of `provider`, made at its first use."""
     with _bridges_lock:
         bridge = _bridges.get(provider)
         if bridge is None:
             bridge = _bridges[provider] = InstrumentsBridge(provider)
         return bridge
+
+
+def serve(provider: MeterProvider, bridge: Bridge) -> None:
+    """Let `bridge` be the one of `provider`, whose readers it reaches without instruments."""
+    with _bridges_lock:
+        _bridges[provider] = bridge

@@ -182,11 +182,11 @@ _existing: dict[int, list[_Existing]] = {}  # by id of what is instrumented
 
 
 class _Existing:
-    """One instrumentation of one target by one provider (None: by a pipeline of ours)."""
+    """One instrumentation of one target by one provider."""
 
-    def __init__(self, target: Any, provider: MeterProvider | None, instrumentation: Instrumentation) -> None:
+    def __init__(self, target: Any, provider: MeterProvider, instrumentation: Instrumentation) -> None:
         self.target = weakref.ref(target)
-        self.provider = weakref.ref(provider) if provider is not None else None
+        self.provider = weakref.ref(provider)
         self.instrumentation = instrumentation
 
     def answers(self, target: Any, provider: MeterProvider | None) -> bool:
@@ -195,8 +195,7 @@ class _Existing:
         So a program that calls `instrument_orchestrator` and is started by a launcher that does the same
         keeps to the launcher's provider, and nothing is told twice.
         """
-        mine = self.provider() if self.provider is not None else None
-        return self.target() is target and (provider is None or mine is provider)
+        return self.target() is target and (provider is None or self.provider() is provider)
 
 
 def _instrument(
@@ -212,16 +211,13 @@ def _instrument(
             existing = _find(target, meter_provider)
             if existing is not None:
                 return existing
-            instrumentation = _begin(target, unusable, start, config, meter_provider)
-            if instrumentation.active:
-                _remember(target, meter_provider, instrumentation)
-            return instrumentation
+            return _begin(target, unusable, start, config, meter_provider)
     except Exception:
         swallow("instrumenting")
         return Instrumentation(None, None)
 
 
-def _remember(target: Any, provider: MeterProvider | None, instrumentation: Instrumentation) -> None:
+def _remember(target: Any, provider: MeterProvider, instrumentation: Instrumentation) -> None:
     if id(target) not in _existing:
         weakref.finalize(target, _existing.pop, id(target), None).atexit = False
     _existing.setdefault(id(target), []).append(_Existing(target, provider, instrumentation))
@@ -261,4 +257,6 @@ def _begin(
         if pipeline is not None:
             _pipeline.release(pipeline, _GIVE_UP_S)
         raise
-    return Instrumentation(watch, pipeline)
+    instrumentation = Instrumentation(watch, pipeline)
+    _remember(target, meter_provider, instrumentation)
+    return instrumentation

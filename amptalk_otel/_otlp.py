@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.sdk.metrics.export import MetricExporter
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 
 from amptalk_otel.config import Config
 
@@ -28,8 +28,24 @@ def _over_http(config: Config) -> MetricExporter:
     from opentelemetry.exporter.otlp.proto.http import Compression
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
+    from amptalk_otel._encoding import Encoder
+
+    encoder = Encoder()
+
+    class Exporter(OTLPMetricExporter):
+        """Sends what our encoder makes, where this version of the exporter has the method that takes it."""
+
+        def export(
+            self, metrics_data: MetricsData, timeout_millis: float | None = 10_000, **kwargs: Any
+        ) -> MetricExportResult:
+            send = getattr(self, "_export_batch", None)
+            if send is None or self._shutdown:
+                return super().export(metrics_data, timeout_millis, **kwargs)
+            result: MetricExportResult = send(encoder.encode(metrics_data))
+            return result
+
     base = config.otlp_endpoint or "http://localhost:4318"
-    return OTLPMetricExporter(
+    return Exporter(
         endpoint=config.otlp_metrics_endpoint or base.rstrip("/") + "/v1/metrics",
         headers=dict(config.otlp_headers) or None,
         timeout=config.otlp_timeout_s,
@@ -44,8 +60,18 @@ def _over_grpc(config: Config) -> MetricExporter:
     from grpc import Compression
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
+    from amptalk_otel._encoding import Encoder
+
+    encoder = Encoder()
+
+    class Exporter(OTLPMetricExporter):
+        """Sends what our encoder makes."""
+
+        def _translate_data(self, data: MetricsData) -> Any:
+            return encoder.encode(data)
+
     compressions = {"none": Compression.NoCompression, "gzip": Compression.Gzip, "deflate": Compression.Deflate}
-    return OTLPMetricExporter(
+    return Exporter(
         endpoint=config.otlp_metrics_endpoint or config.otlp_endpoint or "http://localhost:4317",
         insecure=config.otlp_insecure,
         credentials=_credentials(config),

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import (
     AlwaysOffExemplarFilter,
     AlwaysOnExemplarFilter,
@@ -41,8 +40,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.version import __version__ as sdk_version
 from prometheus_client import CollectorRegistry
 
-from amptalk_otel import _otlp
+from amptalk_otel import _bridge, _otlp
+from amptalk_otel._exposition import MetricsPage
 from amptalk_otel._guard import logger, swallow
+from amptalk_otel._producer import CatalogueProducer, ProducerBridge
+from amptalk_otel._readers import InstrumentsReader, ProducingReader, mark_collections
 from amptalk_otel._server import MetricsServer
 from amptalk_otel.config import Config
 
@@ -56,19 +58,24 @@ _EXEMPLAR_FILTERS: dict[str, Callable[[], ExemplarFilter]] = {
 
 
 class Pipeline:
-    """A MeterProvider with the readers that a Config asks for."""
+    """A MeterProvider with the readers that a Config asks for, and the bridge that they produce our metrics from."""
 
     def __init__(self, config: Config) -> None:
         self.config: Config = config
+        self.bridge: ProducerBridge = ProducerBridge()
+        self._resource = _resource(config)
         self._server: MetricsServer | None = None
         readers = [reader for name in config.metrics_exporters for reader in self._readers(name)]
-        self._pushes = any(isinstance(reader, PeriodicExportingMetricReader) for reader in readers)
+        self._pushes = any(isinstance(reader, ProducingReader) for reader in readers)
         self.meter_provider: MeterProvider = MeterProvider(
             metric_readers=readers,
-            resource=_resource(config),
+            resource=self._resource,
             exemplar_filter=_EXEMPLAR_FILTERS[config.exemplar_filter](),
             shutdown_on_exit=False,  # the SDK's own handler would hold up the exit while a collector is down
         )
+        if self._pushes:
+            mark_collections(self.meter_provider)
+        _bridge.serve(self.meter_provider, self.bridge)  # whoever is given this provider is told once, not twice
         self._ended = False
         self._lock = threading.Lock()
         self._process_id = os.getpid()
@@ -147,12 +154,24 @@ class Pipeline:
         return []
 
     def _prometheus(self) -> list[MetricReader]:
-        registry = CollectorRegistry(auto_describe=False)
-        no_limits = _no_limits(PrometheusMetricReader)
-        reader = PrometheusMetricReader(registry=registry, scope_info_enabled=False, **no_limits)
+        others = CollectorRegistry(auto_describe=False)
+        scope_labels = self.config.prometheus_scope_labels
+        reader = InstrumentsReader(
+            registry=others,
+            disable_target_info=True,
+            scope_info_enabled=scope_labels,
+            **_no_limits(InstrumentsReader),
+        )
+        page = MetricsPage(
+            self.bridge.sources.snapshot,
+            self.bridge.system,
+            resource_attributes=self._resource.attributes,
+            scope_labels=scope_labels,
+            others=others,
+        )
         host, port = self.config.prometheus_host, self.config.prometheus_port
         try:
-            self._server = MetricsServer(registry, host, port)
+            self._server = MetricsServer(page, host, port)
         except OSError as error:
             logger.warning(
                 "metrics are not served: %s:%d can't be bound (%s); "
@@ -165,8 +184,9 @@ class Pipeline:
 
     def _periodic(self, exporter: MetricExporter) -> list[MetricReader]:
         return [
-            PeriodicExportingMetricReader(
+            ProducingReader(
                 exporter,
+                CatalogueProducer(self.bridge),
                 export_interval_millis=self.config.metric_export_interval_s * 1000.0,
                 export_timeout_millis=self.config.metric_export_timeout_s * 1000.0,
                 **_no_limits(PeriodicExportingMetricReader),

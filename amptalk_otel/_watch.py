@@ -7,7 +7,6 @@ import weakref
 from typing import Any
 
 from amptalk_otel._agent_recorder import AgentRecorder
-from amptalk_otel._bridge import InstrumentsBridge
 from amptalk_otel._catalogue import Snapshot
 from amptalk_otel._guard import complain, guarded
 from amptalk_otel._hooks._agent import AgentHook
@@ -16,6 +15,7 @@ from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._labels import clean
 from amptalk_otel._reading import AgentReading, read_operations
 from amptalk_otel._recorder import OperationRecorder, Reported
+from amptalk_otel._sources import Breathe, Bridge
 from amptalk_otel.adapters import AgentAdapter, adapter_for, tells_message_type_as_it_is
 from amptalk_otel.config import Config
 
@@ -46,7 +46,7 @@ class _SharedAgent:
 class Watch:
     """The agents, orchestrator and state managers of one instrumentation. Holds none of them alive."""
 
-    def __init__(self, bridge: InstrumentsBridge, config: Config, *, machine: bool = True, agents: bool = True) -> None:
+    def __init__(self, bridge: Bridge, config: Config, *, machine: bool = True, agents: bool = True) -> None:
         """`machine` and `agents` tell whether machine and process, and agents with all they have, are reported."""
         self._bridge = bridge
         self._config = config
@@ -156,18 +156,23 @@ class Watch:
 
     # -- reading -------------------------------------------------------------------------------------
 
-    def agents(self) -> list[AgentReading]:
+    def agents(self, breathe: Breathe = lambda: None) -> list[AgentReading]:
         """A reading of every agent, those included that left a short while ago."""
         with _lock:
             retired = self._forget_agents()
             hooks = [shared.hook for shared in self._agents.values()]
             hooks += [hook for hook, _left_at in self._departed.values()]
         self._withdraw(retired)
-        readings = (guarded("reading an agent", hook.read) for hook in hooks)
-        return [reading for reading in readings if reading is not None]
+        readings = []
+        for hook in hooks:
+            reading = guarded("reading an agent", hook.read)
+            if reading is not None:
+                readings.append(reading)
+            breathe()
+        return readings
 
-    def snapshot(self) -> Snapshot:
-        """Everything at this moment."""
+    def snapshot(self, breathe: Breathe = lambda: None) -> Snapshot:
+        """Everything at this moment. `breathe` is called once for each agent."""
         operations = read_operations(self.operations)
         if not self._reports_agents:
             with _lock:
@@ -179,7 +184,7 @@ class Watch:
         return Snapshot(
             machine=self._reports_machine,
             operations=operations,
-            agents=tuple(self.agents()),
+            agents=tuple(self.agents(breathe)),
             orchestrators=(reading,) if reading is not None else (),
             states=tuple(state for state in states if state is not None),
         )

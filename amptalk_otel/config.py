@@ -35,6 +35,8 @@ SETTINGS: tuple[Setting, ...] = (
             "Address that the metrics page is served on. The default is reachable from this machine only."),
     Setting("prometheus_port", ("OTEL_EXPORTER_PROMETHEUS_PORT",), types.port,
             "Port of the metrics page; 0 takes any free one."),
+    Setting("prometheus_scope_labels", ("AMPTALK_OTEL_PROMETHEUS_SCOPE_LABELS",), types.boolean,
+            "`true` gives every series of the metrics page the labels `otel_scope_name` and `otel_scope_version`."),
     Setting("metric_export_interval_s", ("OTEL_METRIC_EXPORT_INTERVAL",), types.milliseconds,
             "Time between two pushes of the `otlp` and `console` exporters; the variable is in milliseconds."),
     Setting("metric_export_timeout_s", ("OTEL_METRIC_EXPORT_TIMEOUT",), types.milliseconds,
@@ -91,6 +93,7 @@ class Config:
     metrics_exporters: tuple[str, ...] = ("prometheus",)
     prometheus_host: str = "localhost"
     prometheus_port: int = 8000
+    prometheus_scope_labels: bool = False
     metric_export_interval_s: float = 60.0
     metric_export_timeout_s: float = 30.0
     otlp_protocol: str = "http/protobuf"

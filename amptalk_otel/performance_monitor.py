@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 from opentelemetry.metrics import Meter, MeterProvider, NoOpMeterProvider
 
 from amptalk_otel import _pipeline
-from amptalk_otel._bridge import SCOPE_NAME, bridge_for
+from amptalk_otel._bridge import bridge_for
+from amptalk_otel._catalogue import SCOPE_NAME
 from amptalk_otel._custom import CustomMetrics, Definition
 from amptalk_otel._guard import complain, guarded
 from amptalk_otel._labels import clean

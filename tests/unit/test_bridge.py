@@ -12,9 +12,11 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Sum
 
 from amptalk_otel import Instrumentation, instrument_orchestrator
-from amptalk_otel._bridge import bridge_for
+from amptalk_otel._bridge import bridge_for, serve
 from amptalk_otel._catalogue import CATALOGUE, Kind, Metric, Snapshot
+from amptalk_otel._producer import ProducerBridge
 from amptalk_otel._sdk_series import forget_series
+from amptalk_otel._sources import Breathe
 from amptalk_otel._system import CpuWindow
 from amptalk_otel.demo.runtime import Orchestrator, StateManager
 from tests.support import CONFIG, Scripted, handle, in_loop, key, metrics, note, provider_and_reader, series
@@ -184,7 +186,7 @@ async def test_all_instruments_of_one_collection_tell_one_moment() -> None:
     orchestrator = town()
     with instrument(orchestrator, provider):
 
-        def source() -> Snapshot:
+        def source(_breathe: Breathe) -> Snapshot:
             nonlocal taken
             taken += 1
             return Snapshot()
@@ -317,3 +319,13 @@ def test_a_provider_has_one_bridge() -> None:
     assert bridge_for(provider) is not bridge_for(other)
     provider.shutdown()
     other.shutdown()
+
+
+def test_a_provider_may_be_given_another_kind_of_bridge() -> None:
+    provider, reader = provider_and_reader()
+    mine = ProducerBridge()
+    serve(provider, mine)
+    assert bridge_for(provider) is mine
+    with instrument(town(), provider):
+        assert metrics(reader) == {}
+    provider.shutdown()

@@ -35,7 +35,11 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from amptalk_otel import Config, Instrumentation, _otlp, _pipeline, instrument_orchestrator
+from amptalk_otel._bridge import bridge_for
+from amptalk_otel._catalogue import Snapshot
 from amptalk_otel._pipeline import Pipeline
+from amptalk_otel._reading import read_operations
+from amptalk_otel._recorder import OperationRecorder
 
 TIMEOUT_S = 30.0
 HOUR_S = 3600.0
@@ -317,6 +321,84 @@ def test_the_page_serves_what_is_measured() -> None:
         count(pipeline, 3)
         assert "\nthings_total 3.0\n" in page(pipeline.metrics_url)
         assert our_threads() == ["amptalk-otel-metrics"]
+
+
+def test_our_own_readers_cost_the_program_nothing_per_message() -> None:
+    with running(Config(prometheus_port=0)) as pipeline:
+        assert bridge_for(pipeline.meter_provider) is pipeline.bridge
+        recorder = OperationRecorder()
+        pipeline.bridge.report(recorder)
+        assert recorder.observers == ()
+
+
+def test_the_pipelines_own_provider_given_again_tells_nothing_twice() -> None:
+    orchestrator, config = Orchestrator("one"), Config(prometheus_port=free_port())
+    first = instrument_orchestrator(orchestrator, config=config)
+    (pipeline,) = [pipeline for pipeline, _users in _pipeline._shared]
+    again = instrument_orchestrator(orchestrator, meter_provider=pipeline.meter_provider)
+    other = instrument_orchestrator(Orchestrator("two"), meter_provider=pipeline.meter_provider)
+    assert again is first
+    assert other is not first
+    lines = page(first.metrics_url).splitlines()
+    assert sum(line.startswith("process_uptime_seconds ") for line in lines) == 1
+    assert len([line for line in lines if line.startswith("amptalk_orchestrator_agents{")]) == 2
+    other.uninstrument()
+    assert first.shutdown(TIMEOUT_S) is True
+
+
+@pytest.mark.parametrize("scope_labels", [False, True])
+def test_labels_of_the_scope_are_there_on_request(scope_labels: bool) -> None:
+    config = Config(prometheus_port=0, prometheus_scope_labels=scope_labels)
+    with instrument_orchestrator(Orchestrator(), config=config) as instrumentation:
+        families = list(text_string_to_metric_families(page(instrumentation.metrics_url)))
+        labels = {family.name: family.samples[0].labels.get("otel_scope_name") for family in families}
+    assert labels["process_uptime_seconds"] == ("amptalk_otel" if scope_labels else None)
+    assert labels["target_info"] is None
+
+
+def test_one_push_has_what_is_watched_and_the_programs_own_metrics() -> None:
+    with http_collector() as collector:
+        config = Config(
+            metrics_exporters=("otlp",),
+            otlp_endpoint=f"http://127.0.0.1:{collector.port}",
+            metric_export_interval_s=HOUR_S,
+        )
+        orchestrator = Orchestrator("one")
+        with instrument_orchestrator(orchestrator, config=config):
+            (pipeline,) = [pipeline for pipeline, _users in _pipeline._shared]
+            count(pipeline, 3)
+            assert pipeline.flush(TIMEOUT_S)
+            (request,) = collector.requests
+            (resource,) = request.resource_metrics
+            assert {scope.scope.name for scope in resource.scope_metrics} == {"amptalk_otel", "test"}
+            assert (collector.values("things"), collector.values("amptalk.orchestrator.agents")) == ([3], [0, 0])
+            assert collector.values("amptalk_otel.collection") == []
+
+
+@pytest.mark.parametrize(("preference", "temporality"), [("delta", 1), ("cumulative", 2)])
+def test_differences_are_pushed_where_the_environment_prefers_them(
+    preference: str, temporality: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE", preference)
+    with http_collector() as collector:
+        config = Config(
+            metrics_exporters=("otlp",),
+            otlp_endpoint=f"http://127.0.0.1:{collector.port}",
+            metric_export_interval_s=HOUR_S,
+        )
+        with running(config) as pipeline:
+            recorder = OperationRecorder()
+            pipeline.bridge.add(lambda _breathe: Snapshot(operations=read_operations(recorder)))
+            for measured in (2, 1):
+                for _ in range(measured):
+                    recorder.measured("a", "A", "transcribe", 0.25)
+                assert pipeline.flush(TIMEOUT_S)
+    found = [
+        (metric.histogram.aggregation_temporality, metric.histogram.data_points[0].count)
+        for request in collector.requests
+        for metric in request.resource_metrics[0].scope_metrics[0].metrics
+    ]
+    assert found[:2] == [(temporality, 2), (temporality, 1 if preference == "delta" else 3)]
 
 
 def test_a_page_may_have_more_series_than_the_sdks_limit() -> None:

@@ -10,22 +10,21 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from email.message import Message
+from itertools import product
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from opentelemetry.exporter.prometheus import PrometheusMetricReader
-from opentelemetry.sdk.metrics import MeterProvider
-from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest, make_wsgi_app
 from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics import parser
+from prometheus_client.openmetrics import exposition, parser
 from prometheus_client.parser import text_string_to_metric_families
 
 from amptalk_otel._server import MetricsServer
 
 TIMEOUT_S = 20.0
 openmetrics: Any = parser  # untyped
+generate_openmetrics: Any = exposition.generate_latest  # untyped
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
@@ -46,17 +45,34 @@ def registry() -> CollectorRegistry:
     return registry
 
 
+class RegistryPage:
+    """What prometheus_client makes of a registry, in small pieces."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.asked: list[tuple[bool, frozenset[str]]] = []
+
+    def pages(self, openmetrics: bool, names: frozenset[str] = frozenset()) -> list[bytes]:
+        self.asked.append((openmetrics, names))
+        registry: Any = self.registry.restricted_registry(names) if names else self.registry
+        page: bytes = (generate_openmetrics if openmetrics else generate_latest)(registry)
+        return [page[start : start + 1000] for start in range(0, len(page), 1000)]
+
+
 @contextmanager
-def serving(registry: CollectorRegistry, host: str = "localhost", port: int = 0) -> Iterator[MetricsServer]:
-    server = MetricsServer(registry, host, port)
+def serving(
+    registry: CollectorRegistry, host: str = "localhost", port: int = 0, page: Any = None
+) -> Iterator[MetricsServer]:
+    server = MetricsServer(page or RegistryPage(registry), host, port)
     try:
         yield server
     finally:
         assert server.close(TIMEOUT_S)
 
 
-def get(url: str, **headers: str) -> tuple[Message, bytes]:
-    request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
+def get(url: str, method: str = "GET", **headers: str) -> tuple[Message, bytes]:
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(url, headers=sent, method=method)
     with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
         body: bytes = response.read()
         return response.headers, body
@@ -98,7 +114,106 @@ def test_a_client_that_accepts_gzip_gets_it(registry: CollectorRegistry) -> None
         headers, body = get(server.url, Accept_Encoding="gzip")
         _, plain = get(server.url)
     assert headers["Content-Encoding"] == "gzip"
+    assert headers["Content-Length"] == str(len(body))
     assert gzip.decompress(body) == plain
+
+
+ACCEPTS = [
+    "",
+    "*/*",
+    "text/plain",
+    "text/plain;version=0.0.4",
+    "text/plain;version=1.0.0;escaping=allow-utf-8",
+    "text/plain;version=1.0.0",
+    "application/openmetrics-text",
+    "application/openmetrics-text;version=0.0.1,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+    "application/openmetrics-text;version=1.0.0",
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,*/*;q=0.2",
+]
+
+
+QUERIES = ["", "?name[]=answer", "?name[]=answer&name[]=messages_total", "?name[]="]
+
+
+@pytest.mark.parametrize("accept", ACCEPTS)
+def test_an_answer_is_that_of_prometheus_client(registry: CollectorRegistry, accept: str) -> None:
+    with serving(registry) as server:
+        for query, encoding in product(QUERIES, ["", "gzip", "deflate, GZIP;q=0.5", "identity"]):
+            told: list[tuple[str, str]] = []
+            environ = {
+                "REQUEST_METHOD": "GET",
+                "PATH_INFO": "/metrics",
+                "QUERY_STRING": query.removeprefix("?"),
+                "HTTP_ACCEPT": accept,
+                "HTTP_ACCEPT_ENCODING": encoding,
+            }
+            app = make_wsgi_app(registry)
+            theirs = b"".join(app(environ, lambda _status, headers, told=told: told.extend(headers)))
+            headers, ours = get(server.url + query, Accept=accept, Accept_Encoding=encoding)
+            expected = dict(told)
+            assert {name: headers[name] for name in expected} == expected
+            assert headers["Content-Encoding"] == expected.get("Content-Encoding")
+            if "Content-Encoding" in expected:
+                ours, theirs = gzip.decompress(ours), gzip.decompress(theirs)
+            assert ours == theirs
+
+
+@pytest.mark.parametrize("scheme", ["dots", "values"])
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_names_are_never_rewritten(registry: CollectorRegistry, kind: str, scheme: str) -> None:
+    with serving(registry) as server:
+        headers, body = get(server.url, Accept=f"{kind};version=1.0.0;escaping={scheme}")
+    assert headers["Content-Type"].startswith(kind)
+    assert scheme not in headers["Content-Type"]
+    assert b"\nmessages_total{" in body
+
+
+def test_a_version_that_is_no_number_is_no_error(registry: CollectorRegistry) -> None:
+    with serving(registry) as server:
+        headers, body = get(server.url, Accept="text/plain;version=latest")
+    assert headers["Content-Type"].startswith("text/plain; version=")
+    assert b"answer 42.0" in body
+
+
+def test_the_names_that_are_asked_for_reach_the_page(registry: CollectorRegistry) -> None:
+    page = RegistryPage(registry)
+    with serving(registry, page=page) as server:
+        _, body = get(f"{server.url}?name[]=answer&other=1", Accept=OPENMETRICS)
+        get(server.url)
+    assert page.asked == [(True, frozenset({"answer"})), (False, frozenset())]
+    assert b"messages" not in body
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+def test_head_is_get_without_the_page(registry: CollectorRegistry, encoding: str) -> None:
+    with serving(registry) as server:
+        headers, body = get(server.url, method="HEAD", Accept=OPENMETRICS, Accept_Encoding=encoding)
+        expected, page = get(server.url, Accept=OPENMETRICS, Accept_Encoding=encoding)
+    assert body == b""
+    names = ("Content-Type", "Content-Length", "Content-Encoding")
+    assert [headers[name] for name in names] == [expected[name] for name in names]
+    assert headers["Content-Length"] == str(len(page))
+
+
+def test_other_methods_are_told_what_there_is(registry: CollectorRegistry) -> None:
+    page = RegistryPage(registry)
+    with serving(registry, page=page) as server:
+        headers, body = get(server.url, method="OPTIONS")
+        assert (headers["Allow"], body) == ("OPTIONS,GET,HEAD", b"")
+        with pytest.raises(urllib.request.HTTPError) as caught:
+            get(server.url, method="DELETE")
+        with caught.value as response:
+            assert (response.code, response.headers["Allow"]) == (405, "OPTIONS,GET,HEAD")
+            assert response.read() == b"# HTTP 405 Method Not Allowed: DELETE; use OPTIONS or GET\n"
+    assert page.asked == []
+
+
+def test_a_browser_gets_no_page_for_an_icon(registry: CollectorRegistry) -> None:
+    page = RegistryPage(registry)
+    with serving(registry, page=page) as server:
+        _, body = get(f"http://localhost:{port_of(server)}/favicon.ico")
+    assert (body, page.asked) == (b"", [])
 
 
 def test_the_url_is_that_of_the_port_which_was_bound(registry: CollectorRegistry) -> None:
@@ -132,62 +247,21 @@ def test_nothing_is_printed_for_a_request(registry: CollectorRegistry, capfd: py
 # -- clients that get in each other's way --------------------------------------------------------------
 
 
-def test_concurrent_scrapes_each_get_a_complete_page() -> None:
-    registry = CollectorRegistry(auto_describe=False)
-    reader = PrometheusMetricReader(registry=registry)
-    provider = MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
-    meter = provider.get_meter("test")
-    names = [f"thing_{number}" for number in range(20)]
-    for name in names:
-        meter.create_counter(name).add(7, {"kind": "a"})
+def test_scrapes_of_all_kinds_at_once_each_get_a_complete_page(registry: CollectorRegistry) -> None:
     with serving(registry) as server, ThreadPoolExecutor(8) as pool:
         together = threading.Barrier(8, timeout=TIMEOUT_S)
 
         def scrape(number: int) -> list[bytes]:
             together.wait()
             accept = OPENMETRICS if number % 2 else "text/plain"
-            return [get(server.url, Accept=accept)[1] for _ in range(20)]
+            if number % 3:
+                return [get(server.url, Accept=accept)[1] for _ in range(10)]
+            return [gzip.decompress(get(server.url, Accept=accept, Accept_Encoding="gzip")[1]) for _ in range(10)]
 
-        pages = [page for task in [pool.submit(scrape, number) for number in range(8)] for page in task.result(60)]
-    provider.shutdown()
-    assert len(pages) == 160
-    for page in pages:
-        text = page.decode()
-        types = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")]
-        assert sorted(types) == sorted(set(types))
-        if text.endswith("# EOF\n"):
-            found = values(openmetrics.text_string_to_metric_families(text))
-        else:
-            found = values(text_string_to_metric_families(text))
-        assert {name: found[f"{name}_total"] for name in names} == dict.fromkeys(names, 7.0)
-
-
-class Crowded:
-    """A collector that notices company: each collection gives another half a second to come in."""
-
-    def __init__(self) -> None:
-        self.inside = 0
-        self.most_inside = 0
-        self.company = threading.Event()
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        self.inside += 1
-        self.most_inside = max(self.most_inside, self.inside)
-        if self.inside > 1:
-            self.company.set()
-        self.company.wait(0.5)
-        self.inside -= 1
-        yield GaugeMetricFamily("crowded", "Nothing.", 0)
-
-
-def test_one_page_is_made_at_a_time() -> None:
-    registry = CollectorRegistry(auto_describe=False)
-    collector = Crowded()
-    registry.register(collector)
-    with serving(registry) as server, ThreadPoolExecutor(2) as pool:
-        pages = [pool.submit(get, server.url) for _ in range(2)]
-        assert [b"crowded 0.0" in page.result(60)[1] for page in pages] == [True, True]
-    assert collector.most_inside == 1
+        pages = [task.result(60) for task in [pool.submit(scrape, number) for number in range(8)]]
+    page = RegistryPage(registry)
+    for number, found in enumerate(pages):
+        assert found == [b"".join(page.pages(bool(number % 2)))] * 10
 
 
 @pytest.fixture
@@ -253,32 +327,28 @@ def wait_for_no_thread_named(part: str) -> None:
 
 
 class Broken:
-    """A collector that fails while `broken`."""
+    """A page that fails while `broken`."""
 
     broken = True
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def pages(self, openmetrics: bool, names: frozenset[str] = frozenset()) -> list[bytes]:
         if self.broken:
             raise RuntimeError("s3cret")
-        yield GaugeMetricFamily("mended", "Works again.", 1)
+        return [b"mended 1.0\n"]
 
 
 def test_a_page_that_fails_costs_one_log_record_and_the_next_one_is_served(
     caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], lenient_guard: None
 ) -> None:
-    registry = CollectorRegistry(auto_describe=False)
-    collector = Broken()
-    registry.register(collector)
-    with serving(registry) as server:
-        for _ in range(2):
+    page = Broken()
+    with serving(CollectorRegistry(), page=page) as server:
+        for method in ("GET", "HEAD", "GET"):
             with pytest.raises(urllib.request.HTTPError) as caught:
-                get(server.url)
+                get(server.url, method=method)
             with caught.value as response:
-                assert (response.code, response.read()) == (
-                    500,
-                    b"The metrics could not be read; the program's log says where.\n",
-                )
-        collector.broken = False
+                text = b"The metrics could not be read; the program's log says where.\n"
+                assert (response.code, response.read()) == (500, text if method == "GET" else b"")
+        page.broken = False
         assert b"mended 1.0" in get(server.url)[1]
     (message,) = caplog.messages
     assert message.startswith("serving the metrics page was skipped (RuntimeError at ")
@@ -293,13 +363,13 @@ def test_a_port_that_is_taken_is_an_error_at_once(registry: CollectorRegistry) -
     before = threading.active_count()
     with serving(registry) as server:
         with pytest.raises(OSError, match="in use"):
-            MetricsServer(registry, "localhost", port_of(server))
+            MetricsServer(RegistryPage(registry), "localhost", port_of(server))
         assert threading.active_count() == before + 1
 
 
 def test_a_host_that_does_not_exist_is_an_error_at_once(registry: CollectorRegistry) -> None:
     with pytest.raises(OSError, match=r"\S"):
-        MetricsServer(registry, "256.256.256.256.", 0)
+        MetricsServer(RegistryPage(registry), "256.256.256.256.", 0)
 
 
 def test_close_frees_the_port_even_right_after_a_scrape(registry: CollectorRegistry) -> None:
@@ -313,7 +383,7 @@ def test_close_frees_the_port_even_right_after_a_scrape(registry: CollectorRegis
 
 
 def test_nothing_answers_after_close(registry: CollectorRegistry) -> None:
-    server = MetricsServer(registry, "localhost", 0)
+    server = MetricsServer(RegistryPage(registry), "localhost", 0)
     assert server.close(TIMEOUT_S) is True
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port_of(server)), TIMEOUT_S)
@@ -321,12 +391,12 @@ def test_nothing_answers_after_close(registry: CollectorRegistry) -> None:
 
 
 def test_close_is_harmless_the_second_time(registry: CollectorRegistry) -> None:
-    server = MetricsServer(registry, "localhost", 0)
+    server = MetricsServer(RegistryPage(registry), "localhost", 0)
     assert (server.close(TIMEOUT_S), server.close(TIMEOUT_S)) == (True, True)
 
 
 def test_close_does_not_wait_for_a_client_that_says_nothing(registry: CollectorRegistry, patient: None) -> None:
-    server = MetricsServer(registry, "localhost", 0)
+    server = MetricsServer(RegistryPage(registry), "localhost", 0)
     with socket.create_connection(("127.0.0.1", port_of(server)), TIMEOUT_S) as silent:
         silent.sendall(b"GET")
         assert server.close(TIMEOUT_S) is True

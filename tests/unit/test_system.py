@@ -14,7 +14,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, NumberDataPoint
 
 from amptalk_otel import _system, instrument_orchestrator
-from amptalk_otel._bridge import InstrumentsBridge, bridge_for
+from amptalk_otel._bridge import bridge_for
 from amptalk_otel._catalogue import CATALOGUE, Owner
 from amptalk_otel._system import CpuWindow, System
 
@@ -267,7 +267,7 @@ def read_all() -> dict[str, float]:
     return found
 
 
-def _rewind(bridge: InstrumentsBridge) -> None:
+def _rewind(bridge: Any) -> None:
     """Let the CPU windows be two seconds old already: psutil's times move in steps of 10 ms."""
     system: Any = bridge._system
     for window in (system._system_cpu, system._process_cpu):

@@ -1,0 +1,170 @@
+"""A snapshot as lines of the page, without the work that an earlier pass has done already.
+
+Kept from one pass to the next are the label strings of each series, and the lines of message types that have not
+changed: 3 KB for each type of each agent. The text of histograms is not kept. It takes 5 us to write, and would take
+4 KB to keep, three times for each type: as much as the whole page, all the time between two scrapes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import is_
+from typing import Any
+
+from amptalk_otel._catalogue import CATALOGUE, Attributes, Owner, Read, Snapshot, attributes_of, owners
+from amptalk_otel._families import Family
+from amptalk_otel._guard import swallow
+from amptalk_otel._lines import Column, Labels, Shape, Write
+from amptalk_otel._reading import AgentReading, TypeReading
+from amptalk_otel._system import System
+
+_PER_SLICE = 16  # agents, or samples, whose histograms make a piece of about 100 KB
+_ORCHESTRATOR = "orchestrator.name"
+_AGENT = ("agent.id", "agent.name")
+
+_Row = tuple[Read, Shape, list[str], Write]
+"""How the samples of a column are read, what labels they have, where they go, and how."""
+
+_Known = dict[tuple[Shape, tuple[str, ...]], Labels]
+
+
+class _Agent:
+    """What is kept of one agent."""
+
+    __slots__ = ("labels", "lines", "shapes", "types")
+
+    def __init__(self) -> None:
+        self.labels: defaultdict[Shape, dict[tuple[str, ...], Labels]] = defaultdict(dict)
+        self.types: tuple[TypeReading, ...] = ()
+        self.shapes: list[Shape] = []
+        self.lines: list[str] = []  # of these types in these shapes: all but histograms, by column
+
+    def is_up_to_date(self, types: tuple[TypeReading, ...], shapes: list[Shape]) -> bool:
+        """Whether nothing has changed: the reading of a type that has not is the same object."""
+        mine = self.types
+        return len(mine) == len(types) and all(map(is_, mine, types)) and self.shapes == shapes
+
+
+class Renderer:
+    """Fills columns, one for each family, with one snapshot after another. For one thread at a time."""
+
+    def __init__(self, families: Mapping[str, Family], system: System, scope: Attributes) -> None:
+        """`scope` are attributes that every series has on top."""
+        self._system = system
+        self._scope = scope
+        self._shapes: dict[frozenset[str], Shape] = {}
+        self._agents: dict[tuple[Any, ...], _Agent] = {}
+        self._known: _Known = {}
+        self.columns = [Column(metric, families[metric.name]) for metric in CATALOGUE if metric.name in families]
+        mine = [column for column in self.columns if column.metric.owner is Owner.AGENT]
+        # What has a message type is read from `AgentReading.types`, and from nothing else.
+        typed = [column for column in mine if "message.type" in column.metric.attributes]
+        self._by_agent = [column for column in mine if column not in typed]
+        self._counts = [column for column in typed if not column.is_histogram]
+        self._histograms = [column for column in typed if column.is_histogram]
+
+    def render(self, snapshot: Snapshot, breathe: Callable[[], None]) -> None:
+        """Fill the columns, and forget what was kept of those that are not in `snapshot`."""
+        for column in self.columns:
+            column.take()  # of a pass that failed
+        self._render_agents(snapshot.agents, breathe)
+        former, self._known = self._known, {}
+        for owner in Owner:
+            if owner is not Owner.AGENT:
+                sources = list(owners(owner, snapshot, self._system))
+                for column in self.columns:
+                    if column.metric.owner is owner:
+                        self._render_column(column, sources, former, breathe)
+
+    # -- agents: nearly all of the page --------------------------------------------------------------
+
+    def _render_agents(self, agents: Sequence[AgentReading], breathe: Callable[[], None]) -> None:
+        """Those with an orchestrator come first: then we know which families have its label, for the others."""
+        former, self._agents = self._agents, {}
+        for labelled in (True, False):
+            by_agent, counts, histograms = (
+                [self._row(column, labelled=labelled) for column in columns]
+                for columns in (self._by_agent, self._counts, self._histograms)
+            )
+            shapes = [shape for _read, shape, _parts, _write in counts]
+            group = [agent for agent in agents if (agent.orchestrator_name is not None) is labelled]
+            for index, agent in enumerate(group):
+                key = (agent.agent_id, agent.agent_name, agent.orchestrator_name, agent.recorder_id)
+                known = self._agents[key] = former.get(key) or _Agent()
+                self._write(known, agent, by_agent)
+                if known.is_up_to_date(agent.types, shapes):
+                    _write_again(known, counts)
+                else:
+                    self._write_counts(known, agent, counts)
+                    known.types, known.shapes = agent.types, shapes
+                self._write(known, agent, histograms)
+                if index % _PER_SLICE == _PER_SLICE - 1:
+                    self._flush(breathe)
+                breathe()
+            self._flush(breathe)
+
+    def _row(self, column: Column, *, labelled: bool) -> _Row:
+        """Where some agents have an orchestrator, the others have an empty label."""
+        orchestrator = (_ORCHESTRATOR,) if labelled or not column.is_empty else ()
+        shape = self._shape((*_AGENT, *orchestrator, *column.metric.attributes))
+        return column.metric.read, shape, column.parts, column.write
+
+    def _write(self, known: _Agent, agent: AgentReading, rows: Iterable[_Row]) -> None:
+        for read, shape, parts, write in rows:
+            series = known.labels[shape]
+            for attributes, value in read(agent):
+                key = tuple(attributes.values())
+                labels = series.get(key)
+                if labels is None:  # its first appearance
+                    full = {**attributes_of(agent), **attributes, **self._scope}
+                    labels = series[key] = shape.labels(full)
+                parts.append(write(labels, value))
+
+    def _write_counts(self, known: _Agent, agent: AgentReading, rows: Sequence[_Row]) -> None:
+        """Write the lines, and keep them."""
+        begins = [len(parts) for _read, _shape, parts, _write in rows]
+        self._write(known, agent, rows)
+        known.lines = ["".join(row[2][begin:]) for row, begin in zip(rows, begins, strict=True)]
+
+    def _flush(self, breathe: Callable[[], None]) -> None:
+        for column in (*self._by_agent, *self._counts, *self._histograms):
+            column.flush(breathe)
+
+    # -- all others ----------------------------------------------------------------------------------
+
+    def _render_column(
+        self, column: Column, sources: Sequence[tuple[Attributes, Any]], former: _Known, breathe: Callable[[], None]
+    ) -> None:
+        """What can't be read is left out, and told once a minute: psutil may be refused a number."""
+        points = []
+        try:
+            for owner, source in sources:
+                for attributes, value in column.metric.read(source):
+                    points.append(({**owner, **attributes, **self._scope}, value))
+                breathe()
+        except Exception:
+            swallow(f"reading {column.metric.name}")
+            return
+        shape = self._shape({attribute for attributes, _value in points for attribute in attributes})
+        for index, (attributes, value) in enumerate(points):
+            key = (shape, shape.values(attributes))
+            labels = self._known.get(key) or former.get(key) or shape.labels(attributes)
+            self._known[key] = labels
+            column.parts.append(column.write(labels, value))
+            if index % _PER_SLICE == _PER_SLICE - 1:
+                column.flush(breathe)
+        column.flush(breathe)
+
+    def _shape(self, attributes: Iterable[str]) -> Shape:
+        names = frozenset((*attributes, *self._scope))
+        shape = self._shapes.get(names)
+        if shape is None:
+            shape = self._shapes[names] = Shape(names)
+        return shape
+
+
+def _write_again(known: _Agent, rows: Iterable[_Row]) -> None:
+    for (_read, _shape, parts, _write), text in zip(rows, known.lines, strict=True):
+        if text:
+            parts.append(text)

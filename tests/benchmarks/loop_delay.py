@@ -1,0 +1,175 @@
+"""How late the event loop is, with 1,000 agents scraped once a second from another process.
+
+A task sleeps a millisecond at a time and notes how late it wakes. Each configuration runs in fresh processes, several
+times in turns; the scrapes come from this one, compressed, as Prometheus asks for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from tests.benchmarks.harness import Summary, differences, progress, quantile, summarize, turns
+from tests.benchmarks.peers import NOTHING, OURS, STOCK, get, watch
+from tests.benchmarks.population import TYPES, Population
+from tests.benchmarks.report import Result, Table, number
+from tests.benchmarks.workers import Child
+
+AGENTS = 1_000
+MESSAGES_PER_S = 2_000
+TICK_S = 0.001
+WARM_UP_S = 2.0
+_FEED_S = 0.005
+_QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
+LOADS = {"quiet": 0, "loaded": MESSAGES_PER_S}
+
+
+@dataclass
+class Delays:
+    """One configuration: all delays, in ms, and the quantiles of each run."""
+
+    all_ms: list[float] = field(default_factory=list)
+    of_runs: list[dict[str, float]] = field(default_factory=list)
+    first_ms: list[float] = field(default_factory=list)  # the longest delay of each run's warm-up
+    scrapes: int = 0
+
+    def add(self, first_ms: float, delays_ms: list[float], scrapes: int) -> None:
+        self.first_ms.append(first_ms)
+        self.all_ms = sorted(self.all_ms + delays_ms)
+        ordered = sorted(delays_ms)
+        self.of_runs.append({name: quantile(ordered, q) for name, q in _QUANTILES.items()})
+        self.scrapes += scrapes
+
+
+def run(*, short: bool) -> Result:
+    peers = (NOTHING, OURS) if short else (NOTHING, OURS, STOCK)
+    runs, seconds = (1, 6.0) if short else (3, 7.0)
+    delays = {(load, peer): Delays() for load in LOADS for peer in peers}
+    for number_of_run, order in enumerate(turns(peers, runs)):
+        for load, peer in itertools.product(LOADS, order):
+            delays[load, peer].add(*_measure(peer, LOADS[load], seconds))
+            progress(f"{peer}, {load}: run {number_of_run + 1} of {runs}")
+    ratios = {
+        f"loop_delay.{load}.{name}": _above_idle(delays[load, OURS], delays[load, NOTHING], name)
+        for load in LOADS
+        for name in ("p99", "max")
+    }
+    notes = (
+        f"{AGENTS:,} agents; {runs * seconds:.0f} s for each row, in {runs} processes; a scrape a second, compressed.",
+        f"Before that, {WARM_UP_S:.0f} s of warm-up with the first scrapes, and a garbage collection.",
+        f"Under load the agents handle {MESSAGES_PER_S:,} messages a second together.",
+        "The framework's own monitor blocks the loop for 201 ms at each collection: it measures the CPU share twice, "
+        "for 0.1 s each. (Measured once, and not in this run.)",
+    )
+    return Result("loop_delay", (_table(delays),), ratios, notes)
+
+
+def _above_idle(ours: Delays, idle: Delays, name: str) -> Summary:
+    """ms above the idle loop, run by run."""
+    return summarize(differences([run[name] for run in ours.of_runs], [run[name] for run in idle.of_runs]))
+
+
+def _table(delays: dict[tuple[str, str], Delays]) -> Table:
+    rows = []
+    for (load, peer), found in delays.items():
+        label = f"{peer}{'' if peer == NOTHING else ', scraped'}{', under load' if LOADS[load] else ''}"
+        values = (number(quantile(found.all_ms, q)) for q in _QUANTILES.values())
+        warm_up = number(summarize(found.first_ms).median)
+        rows.append((label, *values, warm_up, f"{len(found.all_ms):,}", str(found.scrapes)))
+    head = ("", *(f"{name}, ms" for name in _QUANTILES), "warm-up: max, ms", "wake-ups", "scrapes")
+    return Table(head, tuple(rows))
+
+
+def _measure(peer: str, messages_per_s: int, seconds: float) -> tuple[float, list[float], int]:
+    """The longest delay of the warm-up; then, of the run itself, all delays and how many scrapes there were."""
+    with Child("loop_delay", peer=peer) as worker:
+        url = worker.ask("url")
+        with _scraping(url):
+            first: list[float] = worker.ask("run", messages_per_s=messages_per_s, seconds=WARM_UP_S)
+        with _scraping(url) as scrapes:
+            delays: list[float] = worker.ask("run", messages_per_s=messages_per_s, seconds=seconds)
+        return max(first), delays, len(scrapes)
+
+
+@contextmanager
+def _scraping(url: str | None) -> Iterator[list[int]]:
+    """Scrape once a second, from now on; the sizes of the pages."""
+    sizes: list[int] = []
+    ended = threading.Event()
+
+    def scrape() -> None:
+        due = time.monotonic()
+        while not ended.wait(max(0.0, due - time.monotonic())):
+            sizes.append(len(get(url, encoding="gzip")))
+            due = max(due + 1.0, time.monotonic())
+
+    thread = threading.Thread(target=scrape, name="bench-scrapes", daemon=True)
+    if url is not None:
+        thread.start()
+    try:
+        yield sizes
+    finally:
+        ended.set()
+        if url is not None:
+            thread.join()
+            if not sizes:
+                raise RuntimeError("no scrape succeeded")
+
+
+# -- the process of one configuration ------------------------------------------------------------------
+
+
+class Worker:
+    """Agents, watched or not, and a loop whose delay is measured."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+
+    async def prepare(self) -> None:
+        self._population = Population(AGENTS, types=TYPES[:1])
+        await self._population.start()
+        self._watched = await watch(self._peer, self._population)
+        await self._watched.touch()
+
+    def url(self) -> str | None:
+        return self._watched.url
+
+    async def run(self, messages_per_s: int, seconds: float) -> list[float]:
+        """The delay of each wake-up, in ms."""
+        gc.collect()  # what making 1,000 agents left behind is nobody's fault
+        before = self._population.handled
+        feeding = asyncio.create_task(self._feed(messages_per_s))
+        delays = await _tick(seconds)
+        feeding.cancel()
+        if self._population.handled - before < 0.8 * messages_per_s * seconds:
+            raise RuntimeError(f"only {self._population.handled - before} messages were handled in {seconds:.0f} s")
+        return delays
+
+    async def _feed(self, messages_per_s: int) -> None:
+        """Put messages into the inboxes, agent after agent, as many as are due."""
+        agents, messages = self._population.agents, self._population.messages(AGENTS)
+        started, sent = time.monotonic(), 0
+        while True:
+            await asyncio.sleep(_FEED_S)
+            due = int((time.monotonic() - started) * messages_per_s)
+            for index in range(sent, due):
+                await agents[index % AGENTS].enqueue_message(messages[index % AGENTS])
+            sent = due
+
+
+async def _tick(seconds: float) -> list[float]:
+    delays: list[float] = []
+    until = time.perf_counter() + seconds
+    now = time.perf_counter()
+    while now < until:
+        slept_at = now
+        await asyncio.sleep(TICK_S)
+        now = time.perf_counter()
+        delays.append(round((now - slept_at - TICK_S) * 1e3, 4))
+    return delays

@@ -1,0 +1,112 @@
+"""How much memory an agent's numbers take: resident memory of fresh processes, with and without each peer."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import resource
+import sys
+
+import psutil
+
+from tests.benchmarks.harness import differences, progress, ratio, summarize, turns
+from tests.benchmarks.peers import NOTHING, OURS, PROMETHEUS_CLIENT, SDK, STOCK, pieces, watch
+from tests.benchmarks.population import TYPES, Population
+from tests.benchmarks.report import Result, Table, spread, times
+from tests.benchmarks.workers import Child
+
+PEERS = (NOTHING, OURS, PROMETHEUS_CLIENT, SDK, STOCK)
+AGENTS = 2_000
+_WARM_UP_AGENTS = 50
+_HELD = "held after a scrape"
+_STEPS = ("held after a message", _HELD, "at the peak of a scrape")
+
+
+def run(*, short: bool) -> Result:
+    rounds = 1 if short else 3
+    peers = (NOTHING, OURS, PROMETHEUS_CLIENT, SDK) if short else PEERS
+    grown: dict[str, dict[str, list[float]]] = {peer: {step: [] for step in _STEPS} for peer in peers}
+    for number_of_round, order in enumerate(turns(peers, rounds)):
+        for peer in order:
+            with Child("memory", peer=peer) as worker:
+                for step, kilobytes in zip(_STEPS, worker.ask("grow"), strict=True):
+                    grown[peer][step].append(kilobytes)
+        progress(f"round {number_of_round + 1} of {rounds}")
+    held = {
+        peer: {step: differences(steps[step], grown[NOTHING][step]) for step in _STEPS}
+        for peer, steps in grown.items()
+        if peer != NOTHING
+    }
+    ratios = {
+        "memory.sdk_to_ours": ratio(held[SDK][_HELD], held[OURS][_HELD]),
+        "memory.prometheus_client_to_ours": ratio(held[PROMETHEUS_CLIENT][_HELD], held[OURS][_HELD]),
+    }
+    rows = tuple(
+        (
+            _LABELS.get(peer, peer),
+            *(spread(summarize(steps[step])) for step in _STEPS),
+            times(ratio(steps[_HELD], held[OURS][_HELD])),
+        )
+        for peer, steps in held.items()
+    )
+    table = Table(("", *(f"{step}, kB an agent" for step in _STEPS), "held ÷ ours"), rows)
+    notes = (
+        f"{AGENTS:,} agents, one message each; {rounds} fresh process{'es' if rounds > 1 else ''} for each row.",
+        "Resident memory that the process grew by, less what it grew by uninstrumented.",
+        "All peers hold the same series: those of our page.",
+    )
+    return Result("memory", (table,), ratios, notes)
+
+
+_LABELS = {STOCK: "amptalk_otel's instruments on the stock reader"}
+
+
+class Worker:
+    """Agents whose instrumentation is weighed."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+
+    async def prepare(self) -> None:
+        """Import, and do once, all that will be done: only what grows with agents shall be weighed."""
+        await _go_through(self._peer, Population(_WARM_UP_AGENTS, types=TYPES[:1]))
+
+    async def grow(self) -> list[float]:
+        """By how many kB an agent the process grew, at each of the `_STEPS`."""
+        population = Population(AGENTS, types=TYPES[:1])
+        await population.start()
+        before = _resident()
+        return [(resident - before) / 1e3 / AGENTS for resident in await _go_through(self._peer, population, keep=True)]
+
+
+async def _go_through(peer: str, population: Population, *, keep: bool = False) -> list[int]:
+    await population.start()
+    watched = await watch(peer, population)
+    await watched.touch()
+    weighed = [_resident()]
+    if watched.url is not None:
+        await asyncio.to_thread(_read, watched.url)
+    weighed += [_resident(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES]
+    if not keep:
+        await asyncio.to_thread(watched.close)
+        await population.stop()
+    return weighed
+
+
+def _read(url: str) -> None:
+    """Read a page and keep nothing of it: it is the server that is weighed."""
+    for _piece in pieces(url):
+        pass
+
+
+_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+
+
+def _resident() -> int:
+    """Bytes of memory that the process holds now: without garbage, and without what the C library keeps in reserve."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+    return int(psutil.Process().memory_info().rss)

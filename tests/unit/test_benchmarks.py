@@ -1,0 +1,399 @@
+"""The benchmarks' own arithmetic, tables and bounds. How fast anything is, is not tested here."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from tests.benchmarks import bounds, command, messages, peers
+from tests.benchmarks.bounds import Bound, Recorded
+from tests.benchmarks.churn import differences_of
+from tests.benchmarks.harness import Summary, differences, exactly, measured, quantile, ratio, summarize, turns
+from tests.benchmarks.mirror import PrometheusMirror, Series, shape_of
+from tests.benchmarks.plot import log_log
+from tests.benchmarks.population import TYPES, Population
+from tests.benchmarks.report import Result, Table, machine, number, paste, spread
+from tests.benchmarks.scrape import must_be_alike
+from tests.page import Page
+from tests.support import in_loop
+
+PAGE = """\
+# HELP received_total Messages.
+# TYPE received_total counter
+received_total{agent_id="a",agent_name="A",message_type="x"} 2.0
+received_total{agent_id="b",agent_name="B",message_type="x"} 3.0
+# HELP wait_seconds Waits.
+# TYPE wait_seconds histogram
+wait_seconds_bucket{agent_id="a",agent_name="A",le="0.5"} 1.0
+wait_seconds_bucket{agent_id="a",agent_name="A",le="2.0"} 2.0
+wait_seconds_bucket{agent_id="a",agent_name="A",le="+Inf"} 2.0
+wait_seconds_count{agent_id="a",agent_name="A"} 2.0
+wait_seconds_sum{agent_id="a",agent_name="A"} 1.25
+# HELP uptime_seconds Uptime.
+# TYPE uptime_seconds gauge
+uptime_seconds 4.0
+"""
+
+
+# -- statistics ----------------------------------------------------------------------------------------
+
+
+def test_a_summary_is_the_median_and_the_quartiles() -> None:
+    assert summarize([5, 1, 3, 2, 4]) == Summary(3, 2, 4, 5)
+    assert summarize([1, 2]) == Summary(1.5, 1.25, 1.75, 2)
+    assert summarize([7]) == Summary(7, 7, 7, 1)
+    with pytest.raises(ValueError, match="nothing"):
+        summarize([])
+
+
+def test_the_spread_is_a_share_of_the_median() -> None:
+    assert Summary(4, 3, 5, 9).spread == 0.5
+    assert Summary(-4, -5, -3, 9).spread == 0.5
+    assert exactly(0).spread == 0
+
+
+def test_a_ratio_is_made_round_by_round() -> None:
+    assert ratio([2, 40, 6], [1, 10, 1]) == Summary(4, 3, 5, 3)  # the medians' ratio would be 6
+    assert ratio([2, 9, 9], [1, 0, -1]) == Summary(2, 2, 2, 1)
+    with pytest.raises(ValueError, match="nothing"):
+        ratio([1], [0])
+    with pytest.raises(ValueError, match="zip"):
+        ratio([1, 2], [1])
+
+
+def test_differences_are_of_the_same_round() -> None:
+    assert differences([5, 7], [1, 2]) == [4, 5]
+
+
+@pytest.mark.parametrize(("q", "value"), [(0, 1), (0.1, 1), (0.101, 2), (0.5, 5), (0.99, 10), (1, 10)])
+def test_a_quantile_is_one_of_the_values(q: float, value: float) -> None:
+    assert quantile([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], q) == value
+
+
+def test_there_is_no_quantile_of_nothing() -> None:
+    with pytest.raises(ValueError, match="nothing"):
+        quantile([], 0.5)
+
+
+def test_peers_take_turns_in_an_order_that_changes_and_can_be_repeated() -> None:
+    orders = list(turns(("a", "b", "c"), 20))
+    assert {frozenset(order) for order in orders} == {frozenset("abc")}
+    assert len(set(orders)) > 3
+    assert orders == list(turns(("a", "b", "c"), 20))
+
+
+def test_both_times_are_measured_when_a_block_fails() -> None:
+    with pytest.raises(ZeroDivisionError), measured() as usage:
+        _ = sum(range(100_000)) / 0
+    assert usage.cpu_s > 0
+    assert usage.wall_s > 0
+
+
+# -- tables --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (1.2345, "1.23"), (12.345, "12.3"), (123.4, "123"), (12345.6, "12,346"), (0.01234, "0.0123"),
+     (-2.5, "-2.50"), (0.00001234, "0.000012")],
+)  # fmt: skip
+def test_numbers_have_as_many_digits_as_count(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_a_median_is_shown_with_its_quartiles() -> None:
+    assert spread(Summary(2, 1, 3, 5)) == "2.00 (1.00 to 3.00)"
+    assert spread(Summary(2, 2, 2, 1)) == "2.00"
+
+
+def test_a_table_is_markdown() -> None:
+    table = Table(("", "µs"), (("a|b", "1"),), "Title")
+    assert table.markdown() == "**Title**\n\n|  | µs |\n|---|---:|\n| a\\|b | 1 |"
+    with pytest.raises(ValueError, match="3 cells under 2 headings"):
+        Table(("a", "b"), (("1", "2", "3"),)).markdown()
+
+
+def test_a_result_is_markdown_and_json() -> None:
+    result = Result("x", (Table(("a",), (("1",),)),), {"x.y": exactly(2)}, ("a note",), {"p.svg": "<title>P</title>"})
+    assert result.markdown() == "![P](images/p.svg)\n\n| a |\n|---|\n| 1 |\n\n- a note"
+    again = json.loads(json.dumps(result.as_json()))
+    assert again["ratios"] == {"x.y": {"median": 2.0, "low": 2.0, "high": 2.0, "rounds": 1}}
+    assert "pictures" not in again
+
+
+def test_the_machine_is_told_without_its_name() -> None:
+    cells = {row[0]: row[1] for row in machine(short=True).rows}
+    assert cells["form"] == "short"
+    assert re.fullmatch(r"opentelemetry-sdk \d\S+, .*psutil \d\S+", cells["packages"])
+    assert int(cells["cores available"]) >= 1
+
+
+def test_a_section_is_pasted_between_its_markers() -> None:
+    page = "before\n<!-- benchmark: a -->\nold\n<!-- end: a -->\nafter\n"
+    once = paste(page, "a", "new")
+    assert once == "before\n<!-- benchmark: a -->\n\nnew\n\n<!-- end: a -->\nafter\n"
+    assert paste(once, "a", "new") == once
+
+
+@pytest.mark.parametrize(
+    "page",
+    ["", "<!-- benchmark: a -->", "<!-- end: a --><!-- benchmark: a -->", "<!-- benchmark: a --><!-- end: a -->" * 2],
+)
+def test_a_page_without_the_markers_is_left_alone(page: str) -> None:
+    with pytest.raises(ValueError, match="needs the markers"):
+        paste(page, "a", "new")
+
+
+def test_the_page_has_a_place_for_every_benchmark() -> None:
+    page = command.PAGE.read_text(encoding="utf-8")
+    for name in ("machine", "limits", *command.BENCHMARKS):
+        assert paste(page, name, "x") != page
+
+
+def test_a_plot_is_svg_that_describes_itself() -> None:
+    picture = log_log("Cost & size", "agents", "ms", {"ours": [(10, 0.5), (1000, 50), (5, 0)], "none": [(1, -1)]})
+    root = ET.fromstring(picture)
+    space = "{http://www.w3.org/2000/svg}"
+    assert root.findtext(f"{space}title") == "Cost & size"
+    assert root.findtext(f"{space}desc") == "ms, by agents. ours: 0.5 at 10, 50.0 at 1,000."
+    texts = [element.text for element in root.iter(f"{space}text")]
+    assert {"agents", "ms", "ours", "10", "100", "1,000", "0.1", "1"} <= set(texts)
+    assert "none" not in texts
+    with pytest.raises(ValueError, match="nothing to draw"):
+        log_log("t", "x", "y", {"none": [(1, 0)]})
+
+
+def test_names_of_lines_do_not_cover_each_other() -> None:
+    picture = log_log("t", "x", "y", {name: [(1, 1), (10, 5)] for name in "abc"})
+    root = ET.fromstring(picture)
+    heights = sorted(float(one.get("y", "0")) for one in root.iter() if one.text in ("a", "b", "c"))
+    assert min(above - below for below, above in pairwise(heights)) >= 16
+
+
+# -- bounds --------------------------------------------------------------------------------------------
+
+AT_MOST = Bound("n", "what", 2.0, at_most=True)
+AT_LEAST = Bound("n", "what", 2.0)
+COUNT = Bound("n", "what", 0.0, at_most=True, recordable=False, short_slack=0.0)
+UNPROMISED = Bound("n", "what", None)
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "recorded", "short", "limit"),
+    [
+        (AT_MOST, 2.0, None, False, None),
+        (AT_MOST, 2.1, None, False, "at most 2.00"),
+        (AT_LEAST, 2.0, None, False, None),
+        (AT_LEAST, 1.9, None, False, "at least 2.00"),
+        (AT_MOST, 2.9, None, True, None),  # half as much again
+        (AT_MOST, 3.1, None, True, "at most 3.00"),
+        (AT_LEAST, 1.4, None, True, None),
+        (AT_LEAST, 1.3, None, True, "at least 1.33"),
+        (AT_MOST, 1.4, Recorded(1.0, 0.1, 0.3), False, "at most 1.30"),
+        (AT_MOST, 1.2, Recorded(1.0, 0.1, 0.3), False, None),
+        (AT_MOST, 2.1, Recorded(1.9, 0.1, 0.3), True, None),  # CI goes by what was recorded
+        (AT_MOST, 2.1, Recorded(1.9, 0.1, 0.3), False, "at most 2.00"),
+        (AT_LEAST, 4.9, Recorded(6.5, 0.1, 0.3), True, "at least 5.00"),
+        (AT_LEAST, 5.1, Recorded(6.5, 0.1, 0.3), True, None),
+        (COUNT, 0.0, None, True, None),
+        (COUNT, 1.0, None, True, "at most 0"),
+        (COUNT, 1.0, Recorded(9.0, 0.0, 0.3), False, "at most 0"),
+        (UNPROMISED, 0.1, None, False, None),
+        (UNPROMISED, 0.7, Recorded(1.0, 0.1, 0.3), False, "at least 0.769"),
+    ],
+)
+def test_a_bound_is_kept_or_broken(
+    bound: Bound, value: float, recorded: Recorded | None, short: bool, limit: str | None
+) -> None:
+    sentence = bounds.violation(bound, value, recorded, short=short)
+    if limit is None:
+        assert sentence is None
+    else:
+        assert sentence is not None
+        assert f" {limit} is allowed" in sentence
+
+
+@pytest.mark.parametrize(("spread_share", "margin"), [(0.0, 0.25), (0.05, 0.25), (0.1, 0.3), (0.5, 0.6)])
+def test_the_margin_comes_from_the_spread(spread_share: float, margin: float) -> None:
+    assert bounds.margin_of(spread_share) == pytest.approx(margin)
+
+
+def test_recording_keeps_what_was_not_measured_and_leaves_out_counts(tmp_path: Path) -> None:
+    path = tmp_path / "recorded.json"
+    assert bounds.load(path) == {}
+    bounds.record({"memory.sdk_to_ours": Summary(4, 3.8, 4.2, 5), "churn.wrong": exactly(0)}, path)
+    bounds.record({"export.stock_to_ours": exactly(2)}, path)
+    assert bounds.load(path) == {
+        "export.stock_to_ours": Recorded(2, 0, 0.25),
+        "memory.sdk_to_ours": Recorded(4, 0.1, 0.3),
+    }
+
+
+def test_what_is_recorded_has_a_bound() -> None:
+    names = [bound.name for bound in bounds.BOUNDS]
+    assert len(names) == len(set(names))
+    assert bounds.load().keys() <= {bound.name for bound in bounds.BOUNDS if bound.recordable}
+    assert {name.split(".")[0] for name in names} == set(command.BENCHMARKS) - {"growth"}
+
+
+def test_violations_are_of_what_was_measured() -> None:
+    ratios = {"export.stock_to_ours": exactly(1), "memory.sdk_to_ours": exactly(5)}
+    (sentence,) = bounds.violations(ratios, {}, short=False)
+    assert sentence.startswith("an OTLP export of 1,000 agents")
+    assert [row[0] for row in bounds.table(ratios).rows] == [
+        "an OTLP export of 1,000 agents: stock path ÷ ours",
+        "memory per agent: SDK ÷ ours",
+    ]
+
+
+# -- the command ---------------------------------------------------------------------------------------
+
+
+class _Fake:
+    """A benchmark that is fast."""
+
+    def __init__(self, value: float) -> None:
+        self._result = Result("export", (Table(("a",), (("1",),)),), {"export.stock_to_ours": exactly(value)})
+
+    def run(self, *, short: bool) -> Result:
+        return self._result
+
+
+@pytest.mark.parametrize(("value", "code"), [(1.0, 1), (3.0, 0)])
+def test_the_command_fails_when_a_ratio_is_out_of_bounds(
+    value: float, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command, "import_module", lambda _name: _Fake(value))
+    monkeypatch.setattr(bounds, "load", dict)
+    page = tmp_path / "performance.md"
+    page.write_text("<!-- benchmark: export -->\n<!-- end: export -->\n")
+    monkeypatch.setattr(command, "PAGE", page)
+    file = tmp_path / "results.json"
+    assert command.main(["--only", "export", "--check", "--write", "--json", str(file)]) == code
+    told = capsys.readouterr()
+    assert ("out of bounds: an OTLP export" in told.err) == bool(code)
+    assert "| a |\n|---|\n| 1 |" in told.out
+    assert "| 1 |" in page.read_text()
+    assert json.loads(file.read_text())[0]["name"] == "export"
+    assert command.main(["--only", "export"]) == 0
+
+
+@pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--short", "--write"], ["--short", "--record"], ["-x"]])
+def test_bad_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(arguments)
+    assert ended.value.code == 2
+    assert "usage: python -m tests.benchmarks" in capsys.readouterr().err
+
+
+def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--help"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert all(f"\n  {name} " in told for name in command.BENCHMARKS)
+    assert "tox -e bench -- --short --check" in told
+
+
+# -- that peers do the same ----------------------------------------------------------------------------
+
+
+def test_the_shape_of_a_page_is_that_of_one_agent() -> None:
+    assert shape_of(PAGE, "a") == [
+        Series("received", "counter", "Messages.", (("message_type", "x"),), of_agent=True),
+        Series("wait_seconds", "histogram", "Waits.", (), of_agent=True, bounds=(0.5, 2.0)),
+        Series("uptime_seconds", "gauge", "Uptime.", (), of_agent=False),
+    ]
+
+
+def test_a_mirror_has_the_same_series_for_every_agent() -> None:
+    registry = CollectorRegistry()
+    mirror = PrometheusMirror(shape_of(PAGE, "a"), [("a", "A"), ("b", "B")], registry)
+    mirror.touch()
+    page = Page(generate_latest(registry).decode())
+    assert {key for key in Page(PAGE).samples if ("agent_id", "b") not in key[1]} <= set(page.samples)
+    assert page.value("wait_seconds_count", agent_id="b") == 1
+    assert len(page.samples) == 2 * 6 + 1
+
+
+@in_loop
+async def test_our_page_can_be_mirrored() -> None:
+    text = await peers.sample_page()
+    registry = CollectorRegistry()
+    PrometheusMirror(shape_of(text, "agent-00000"), [("agent-00000", "Agent 00000")], registry).touch()
+    mirrored = _series(generate_latest(registry).decode())
+    assert {name for name, _labels in _series(text) - mirrored} <= {"target_info"}
+    assert mirrored - _series(text) == set()
+    assert len(mirrored) > 50
+
+
+def _series(text: str) -> set[tuple[str, frozenset[tuple[str, object]]]]:
+    """The series of a page; bounds of buckets as numbers, as they are written in more than one way."""
+    return {
+        (name, frozenset((label, float(value) if label == "le" else value) for label, value in labels))
+        for name, labels in Page(text).samples
+    }
+
+
+@in_loop
+async def test_all_peers_of_a_message_count_the_same() -> None:
+    found = await messages.measure(messages.PEERS, 3, TYPES[:2], rounds=2, messages=60)
+    assert set(found) == set(messages.PEERS)
+    assert all(len(peer.cpu_us) == len(peer.wall_us) == 2 for peer in found.values())
+    assert {peer.population.handled for peer in found.values()} == {60 + 2 * 60}
+
+
+def test_a_page_that_shows_less_is_noticed() -> None:
+    must_be_alike("10", {"ours": 650, "stock": 650, "by hand": 648})
+    with pytest.raises(RuntimeError, match="the pages of 10 agents differ"):
+        must_be_alike("10", {"ours": 640, "stock": 650})
+
+
+def test_a_peer_that_does_not_count_is_noticed() -> None:
+    peer = messages.Peer.__new__(messages.Peer)
+    peer.processed = lambda: 0
+    peer.population = Population.__new__(Population)
+    peer.population.handled = 5
+    with pytest.raises(RuntimeError, match="ours counted 0 messages of 5"):
+        messages._check({"ours": peer})
+
+
+# -- agents that come and go ---------------------------------------------------------------------------
+
+_GOOD = "".join(
+    f'{name}{{agent_id="a",message_type="x"}} 2.0\n'
+    for name in (
+        "amptalk_agent_messages_received_total",
+        "amptalk_agent_messages_processed_total",
+        "amptalk_agent_message_wait_duration_seconds_count",
+        "amptalk_agent_message_process_duration_seconds_count",
+    )
+)
+
+
+def test_a_page_that_is_right_has_no_differences() -> None:
+    assert differences_of(_GOOD + "process_uptime_seconds 1.0\n", {"a": 2}) == []
+
+
+@pytest.mark.parametrize(
+    ("page", "given", "number_of_differences", "example"),
+    [
+        (_GOOD, {"a": 3}, 4, "of a is 2.0, not 3"),
+        (_GOOD, {}, 4, "of a, which is gone"),
+        (_GOOD, {"a": 2, "b": 1}, 4, "of b is None, not 1"),
+        (_GOOD.replace("2.0", "1.0", 1), {"a": 2}, 1, "amptalk_agent_messages_received_total of a is 1.0, not 2"),
+        (_GOOD + 'amptalk_agent_running{agent_id="z"} 1.0\n', {"a": 2}, 1, "amptalk_agent_running of z, which is gone"),
+    ],
+)
+def test_what_is_wrong_on_a_page_is_told(
+    page: str, given: dict[str, int], number_of_differences: int, example: str
+) -> None:
+    complaints = differences_of(page, given)
+    assert len(complaints) == number_of_differences
+    assert example in complaints[0]

@@ -1,0 +1,162 @@
+"""One export of what instruments measured and of what is produced."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from opentelemetry.metrics import Observation
+from opentelemetry.sdk.metrics import Histogram, MeterProvider
+from opentelemetry.sdk.metrics.export import (
+    AggregationTemporality,
+    MetricExporter,
+    MetricExportResult,
+    MetricsData,
+)
+from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
+from opentelemetry.sdk.resources import Resource
+from prometheus_client import CollectorRegistry, generate_latest
+
+from amptalk_otel._catalogue import SCOPE_NAME, Snapshot
+from amptalk_otel._producer import CatalogueProducer, ProducerBridge
+from amptalk_otel._readers import InstrumentsReader, ProducingReader, mark_collections
+from amptalk_otel._reading import AgentReading
+from amptalk_otel._version import __version__
+from tests.unit.test_deltas import PREFERENCES
+from tests.unit.test_sources import agent, of_type
+
+RECEIVED = "amptalk.agent.messages.received"
+WAIT = "amptalk.agent.message.wait.duration"
+
+
+class Exporter(MetricExporter):
+    """Remembers what it was given."""
+
+    def __init__(self, **preferences: Any) -> None:
+        super().__init__(**preferences)
+        self.given: list[MetricsData] = []
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
+        self.given.append(metrics_data)
+        return MetricExportResult.SUCCESS
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return True
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        pass
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """The metrics of the last export by scope and name."""
+        (resource,) = self.given[-1].resource_metrics
+        assert resource.resource.attributes["service.name"] == "bot"
+        assert len({scope.scope for scope in resource.scope_metrics}) == len(resource.scope_metrics)
+        return {scope.scope.name: {metric.name: metric for metric in scope.metrics} for scope in resource.scope_metrics}
+
+    def values(self, name: str) -> list[Any]:
+        points = self.metrics().get(SCOPE_NAME, {})[name].data.data_points
+        return [point.count if hasattr(point, "count") else point.value for point in points]
+
+
+class Setup:
+    def __init__(self, exporter: Exporter) -> None:
+        self.exporter = exporter
+        self.agents: tuple[AgentReading, ...] = (agent(of_type(received=3, processed=3)),)
+        bridge = ProducerBridge()
+        bridge.add(lambda _breathe: Snapshot(agents=self.agents))
+        self.reader = ProducingReader(exporter, CatalogueProducer(bridge), export_interval_millis=math.inf)
+        self.provider = MeterProvider([self.reader], Resource({"service.name": "bot"}), shutdown_on_exit=False)
+        mark_collections(self.provider)
+
+
+@contextmanager
+def pushing(**preferences: Any) -> Iterator[Setup]:
+    setup = Setup(Exporter(**preferences))
+    try:
+        yield setup
+    finally:
+        setup.provider.shutdown()
+
+
+def test_what_is_produced_is_exported_though_no_instrument_has_a_value() -> None:
+    with pushing() as setup:
+        assert setup.provider.force_flush()
+        assert setup.exporter.values(RECEIVED) == [3]
+        assert "amptalk_otel.collection" not in setup.exporter.metrics()[SCOPE_NAME]
+
+
+def test_nothing_is_exported_where_there_is_nothing() -> None:
+    with pushing() as setup:
+        setup.agents = ()
+        assert setup.provider.force_flush()
+        assert setup.exporter.given == []
+
+
+def test_instruments_are_exported_beside_it() -> None:
+    with pushing() as setup:
+        setup.provider.get_meter("program", "1").create_counter("things").add(5)
+        setup.provider.force_flush()
+        metrics = setup.exporter.metrics()
+        assert [point.value for point in metrics["program"]["things"].data.data_points] == [5]
+        assert setup.exporter.values(RECEIVED) == [3]
+        setup.agents = ()
+        setup.provider.force_flush()
+        assert set(setup.exporter.metrics()) == {"program"}
+
+
+def test_instruments_of_the_same_scope_join_it() -> None:
+    with pushing() as setup:
+        meter = setup.provider.get_meter(SCOPE_NAME, __version__)
+        meter.create_observable_counter("things", [lambda _options: [Observation(5)]])
+        setup.provider.force_flush()
+        assert (setup.exporter.values("things"), setup.exporter.values(RECEIVED)) == ([5], [3])
+
+
+@pytest.mark.usefixtures("lenient_guard")
+def test_instruments_are_exported_though_nothing_can_be_produced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_producer: CatalogueProducer, timeout_millis: float) -> Any:
+        raise OSError("gone")
+
+    with pushing() as setup:
+        monkeypatch.setattr(CatalogueProducer, "produce", broken)
+        setup.provider.get_meter("program").create_counter("things").add(5)
+        setup.provider.force_flush()
+        assert set(setup.exporter.metrics()) == {"program"}
+
+
+def test_an_exporter_that_prefers_differences_gets_them() -> None:
+    with pushing(preferred_temporality=PREFERENCES["delta"]) as setup:
+        setup.provider.force_flush()
+        assert (setup.exporter.values(RECEIVED), setup.exporter.values(WAIT)) == ([3], [3])
+        setup.agents = (agent(of_type(received=7, processed=5)),)
+        setup.provider.force_flush()
+        assert (setup.exporter.values(RECEIVED), setup.exporter.values(WAIT)) == ([4], [2])
+        assert setup.exporter.values("amptalk.agent.queue.size") == [2]
+        data = setup.exporter.metrics()[SCOPE_NAME][RECEIVED].data
+        assert data.aggregation_temporality is AggregationTemporality.DELTA
+
+
+def test_exponential_buckets_can_not_be_had_and_that_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    with pushing(preferred_aggregation={Histogram: ExponentialBucketHistogramAggregation()}) as setup:
+        for _ in range(2):
+            setup.provider.force_flush()
+        assert setup.exporter.values(WAIT) == [3]
+        assert len(setup.exporter.metrics()[SCOPE_NAME][WAIT].data.data_points[0].bucket_counts) == 20
+    assert caplog.messages == ["histograms of agents keep their explicit buckets: they are counted before any export"]
+
+
+def test_the_page_of_the_programs_own_instruments_has_nothing_of_ours() -> None:
+    registry = CollectorRegistry(auto_describe=False)
+    provider = MeterProvider(
+        [InstrumentsReader(registry=registry, disable_target_info=True, scope_info_enabled=False)],
+        shutdown_on_exit=False,
+    )
+    mark_collections(provider)
+    assert generate_latest(registry) == b""
+    provider.get_meter("program").create_counter("things").add(5)
+    assert generate_latest(registry).decode().splitlines()[-1] == "things_total 5.0"
+    assert b"collection" not in generate_latest(registry)
+    provider.shutdown()
