@@ -29,7 +29,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, BucketCounts
-from amptalk_otel._labels import MAX_DISTINCT, OTHER, count, error_type_of, message_of, message_type_of
+from amptalk_otel._labels import MAX_DISTINCT, NO_COUNTS, OTHER, count_in, error_type_of, message_of, message_type_of
 from amptalk_otel._payload import payload_size
 from amptalk_otel._recorder import StateOwner
 from amptalk_otel._waiting import UNKNOWN_ARRIVAL, ByMessage, Waiting
@@ -83,10 +83,10 @@ class TypeRecorder:
         self.unwaited = 0  # left the inbox without a known wait
         self.lost = 0  # failed without a processing time: taken and never begun
         self.sent = 0
-        self.failed: dict[str, int] = {}  # by error.type
-        self.dropped: dict[str, int] = {}  # by reason
-        self.undeliverable: dict[str, int] = {}  # by reason
-        self.retries: dict[str, int] = {}  # by error.type
+        self.failed: dict[str, int] = NO_COUNTS  # by error.type
+        self.dropped: dict[str, int] = NO_COUNTS  # by reason
+        self.undeliverable: dict[str, int] = NO_COUNTS  # by reason
+        self.retries: dict[str, int] = NO_COUNTS  # by error.type
         self.wait = BucketCounts(DURATION_BOUNDS_S)
         self.process = BucketCounts(DURATION_BOUNDS_S)
         self.size = BucketCounts(SIZE_BOUNDS_BYTES)
@@ -122,6 +122,32 @@ class Retrying:
 class AgentRecorder(StateOwner):
     """The counts of one agent. Every method but the constructor is called on the agent's own loop."""
 
+    __slots__ = (
+        "_by_name",
+        "_payload_of",
+        "_size_sample_every",
+        "_type_is_enum",
+        "_type_of",
+        "agent_id",
+        "agent_name",
+        "also_in_work",
+        "by_type",
+        "changes",
+        "clock",
+        "departed_at",
+        "last_read",
+        "next_message",
+        "next_record",
+        "next_taken_at",
+        "next_taken_by",
+        "orchestrator_name",
+        "records",
+        "retrying",
+        "started_at",
+        "unstarted",
+        "waiting",
+    )
+
     def __init__(
         self,
         agent_id: str,
@@ -144,7 +170,7 @@ class AgentRecorder(StateOwner):
         self.records: list[TypeRecorder] = []
         self.by_type: dict[object, TypeRecorder] = {}  # by the enum's value, a way round its `message.type`
         self.changes = 0  # odd while counts that belong together are being written
-        self.last_read: list[Any] = []  # for the readers: what they saw last, so as to know what has changed
+        self.last_read: tuple[Any, ...] = ()  # for the readers: what they saw last, so as to know what has changed
         self.waiting: Waiting = ByMessage()
         # The message taken last, until it is begun: nearly always the one that is begun next; then IN_WORK until it
         # is finished. An agent that works on one message at a time needs no more than this.
@@ -189,7 +215,7 @@ class AgentRecorder(StateOwner):
             if own_loop:
                 self._take(message, Flight(record, now, taken_by))
             else:
-                count(record.dropped, TAKEN)
+                count_in(record, "dropped", TAKEN)
             if not arrived_at:
                 record.unwaited += 1
                 return
@@ -212,7 +238,7 @@ class AgentRecorder(StateOwner):
             arrival = self.waiting.recall(None)
             if arrival is not None:
                 with self._at_once():
-                    count(arrival[0].dropped, TAKEN)
+                    count_in(arrival[0], "dropped", TAKEN)
                     arrival[0].unwaited += 1
 
     def _take(self, message: Any, flight: Flight) -> None:
@@ -268,7 +294,7 @@ class AgentRecorder(StateOwner):
     def _give_up(self, key: int) -> None:
         record = self.unstarted.pop(key).record
         with self._at_once():
-            count(record.failed, OTHER)
+            count_in(record, "failed", OTHER)
             record.lost += 1
 
     def processed(self, record: TypeRecorder, taken_at: float, message: Any) -> None:
@@ -283,9 +309,9 @@ class AgentRecorder(StateOwner):
         """
         with self._at_once():
             if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
-                count(record.dropped, CANCELLED)
+                count_in(record, "dropped", CANCELLED)
             else:
-                count(record.failed, error_type_of(error))
+                count_in(record, "failed", error_type_of(error))
                 self._observe_work(record, taken_at)
         self._end(message)
 
@@ -328,7 +354,7 @@ class AgentRecorder(StateOwner):
     def _count_retry(self, retrying: Retrying) -> None:
         """By the error of the attempt before."""
         before = min(retrying.made, len(retrying.errors) - 1)
-        count(retrying.record.retries, retrying.errors[before])
+        count_in(retrying.record, "retries", retrying.errors[before])
         retrying.made += 1
 
     def end_retries(self, message: Any) -> None:
@@ -348,7 +374,7 @@ class AgentRecorder(StateOwner):
 
     def undeliverable(self, message: Any, reason: str) -> None:
         """A send that reached no inbox: `unknown_target`, `expired` or `error`."""
-        count(self.record_of(message).undeliverable, reason)
+        count_in(self.record_of(message), "undeliverable", reason)
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -370,7 +396,7 @@ class AgentRecorder(StateOwner):
             for record in list(self.records):
                 waiting = queued_of(record)
                 if waiting > 0:
-                    record.dropped[reason] = record.dropped.get(reason, 0) + waiting
+                    count_in(record, "dropped", reason, waiting)
                     record.unwaited += waiting
         self.waiting = ByMessage()
 
@@ -392,6 +418,11 @@ class AgentRecorder(StateOwner):
             return self.by_type[message.message_type._value_]
         except (AttributeError, KeyError, TypeError):
             return self._find_record(message_of(message))
+
+    def forget_types(self) -> None:
+        """Whoever holds the dictionary of types finds none in it from now on."""
+        known, self.by_type = self.by_type, {}
+        known.clear()
 
     def _find_record(self, message: Any) -> TypeRecorder:
         message_type = message_type_of(message, self._type_of)

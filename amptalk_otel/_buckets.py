@@ -44,7 +44,7 @@ class BucketCounts:
         return Distribution(self.bounds, tuple(self.counts), self.sum)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Distribution:
     """What a histogram held when it was read."""
 

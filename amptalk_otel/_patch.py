@@ -6,51 +6,12 @@ import functools
 import inspect
 import weakref
 from collections.abc import Callable
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, cast
 
 from amptalk_otel import _guard
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-class _Wrapped:
-    """A method replaced on one instance. The wrapper itself remembers what it covers."""
-
-    def __init__(self, owner: Any, attribute: str, wrapper: Callable[..., Any]) -> None:
-        self._owner = weakref.ref(owner)
-        self._attribute = attribute
-        self._wrapper = weakref.ref(wrapper)
-
-    def undo(self) -> None:
-        owner, wrapper = self._owner(), self._wrapper()
-        if owner is None or wrapper is None or getattr(owner, self._attribute, None) is not wrapper:
-            return  # gone, or covered by somebody else's wrapper: ours stays below it and only calls through
-        own_attribute = getattr(wrapper, "__amptalk_otel_covers__", None)
-        if own_attribute is None:
-            delattr(owner, self._attribute)
-        else:
-            setattr(owner, self._attribute, own_attribute)
-
-
-class _Replaced:
-    """A plain value replaced on one instance."""
-
-    def __init__(self, owner: Any, attribute: str, value: Any) -> None:
-        self._owner = weakref.ref(owner)
-        self._attribute = attribute
-        self._value = value
-        self._own = not hasattr(type(owner), attribute) or attribute in vars(owner)
-        self._former = getattr(owner, attribute)
-
-    def undo(self) -> None:
-        owner = self._owner()
-        if owner is None or getattr(owner, self._attribute, None) is not self._value:
-            return  # the program has set it since: its word counts
-        if self._own:
-            setattr(owner, self._attribute, self._former)
-        else:
-            delattr(owner, self._attribute)
 
 
 def _is_of_class(owner: Any, attribute: str, method: Any) -> bool:
@@ -81,10 +42,16 @@ def covering_one_argument(wrap: Wrap) -> Wrap:
         wrapper = wrap(original)
         code = cast("FunctionType", wrapper).__code__
         if code.co_varnames[0] != name:  # it may be called by the name of its parameter
-            wrapper.__code__ = code.replace(co_varnames=(name, *code.co_varnames[1:]))
+            cast("FunctionType", wrapper).__code__ = _renamed(code, name)
         return wrapper
 
     return wrap_fitting
+
+
+@functools.lru_cache(maxsize=64)
+def _renamed(code: CodeType, name: str) -> CodeType:
+    """`code` with another name for its first argument; the same object for all agents of a class."""
+    return code.replace(co_varnames=(name, *code.co_varnames[1:]))
 
 
 def _only_parameter(method: Callable[..., Any]) -> str | None:
@@ -114,10 +81,12 @@ def _covering_any_arguments(wrap: Wrap, original: Callable[..., Any]) -> Callabl
 
 
 class Patches:
-    """What was put on one object and its parts. Holds none of them alive."""
+    """What was put on objects, and in which order. Holds none of them alive."""
+
+    __slots__ = ("_undo", "active")
 
     def __init__(self) -> None:
-        self._patches: list[_Wrapped | _Replaced] = []
+        self._undo: list[tuple[Any, ...]] = []  # functions with their arguments
         self.active = True  # False once undone: a wrapper that somebody else has covered stays, and must not count
 
     def wrap(self, owner: Any, attribute: str, wrap: Wrap) -> bool:
@@ -126,31 +95,76 @@ class Patches:
             original = getattr(owner, attribute)
             own_attribute = None if _is_of_class(owner, attribute, original) else vars(owner).get(attribute)
             wrapper = wrap(original)
-            functools.update_wrapper(wrapper, original)
-            wrapper.__amptalk_otel_covers__ = own_attribute  # type: ignore[attr-defined]
-            patch = _Wrapped(owner, attribute, wrapper)
+            _resemble(wrapper, original, attribute)
+            if own_attribute is not None:  # the wrapper remembers it; here it might keep the owner alive
+                wrapper.__amptalk_otel_covers__ = own_attribute  # type: ignore[attr-defined]
+            undo = _unwrap, weakref.ref(owner), attribute, id(wrapper), cast("FunctionType", wrapper).__code__
             setattr(owner, attribute, wrapper)
         except Exception as error:
             _report_unpatchable(owner, attribute, error)
             return False
-        self._patches.append(patch)
+        self._undo.append(undo)
         return True
 
     def replace(self, owner: Any, attribute: str, value: Any) -> None:
         """Set `owner.attribute` to `value` until `undo`."""
         try:
-            patch = _Replaced(owner, attribute, value)
+            undo = _put_back, weakref.ref(owner), attribute, value, _own_value(owner, attribute)
             setattr(owner, attribute, value)
         except Exception as error:
             _report_unpatchable(owner, attribute, error)
             return
-        self._patches.append(patch)
+        self._undo.append(undo)
 
     def undo(self) -> None:
         """Take everything off, last first. What the program has replaced since is left as it is."""
         self.active = False
-        while self._patches:
-            _guard.guarded("taking a wrapper off", self._patches.pop().undo)
+        while self._undo:
+            _guard.guarded("taking a wrapper off", *self._undo.pop())
+
+
+def _unwrap(owner_ref: weakref.ref[Any], attribute: str, address: int, code: CodeType) -> None:
+    """Take a wrapper off that is known by its address and code, without having been held."""
+    owner = owner_ref()
+    found = getattr(owner, attribute, None)
+    if owner is None or id(found) != address or getattr(found, "__code__", None) is not code:
+        return  # gone, or covered by somebody else's wrapper: ours stays below it and only calls through
+    own_attribute = getattr(found, "__amptalk_otel_covers__", None)
+    if own_attribute is None:
+        delattr(owner, attribute)
+    else:
+        setattr(owner, attribute, own_attribute)
+
+
+def _put_back(owner_ref: weakref.ref[Any], attribute: str, value: Any, former: Any) -> None:
+    owner = owner_ref()
+    if owner is None or getattr(owner, attribute, None) is not value:
+        return  # the program has set it since: its word counts
+    if former is _OF_CLASS:
+        delattr(owner, attribute)
+    else:
+        setattr(owner, attribute, former)
+
+
+_OF_CLASS = object()
+
+
+def _own_value(owner: Any, attribute: str) -> Any:
+    """What the instance has under this name; _OF_CLASS where it is what its class has."""
+    value = getattr(owner, attribute)
+    if _is_of_class(owner, attribute, value):
+        return _OF_CLASS
+    return value if not hasattr(type(owner), attribute) or attribute in vars(owner) else _OF_CLASS
+
+
+def _resemble(wrapper: Callable[..., Any], original: Callable[..., Any], attribute: str) -> None:
+    """Let the wrapper look like what it covers; for methods that others may look at, signature and all."""
+    if attribute.startswith("_") and not attribute.startswith("__"):
+        # `update_wrapper` takes a dictionary for each of these, which add up to much with many agents.
+        wrapper.__name__, wrapper.__doc__ = attribute, original.__doc__
+        wrapper.__qualname__ = getattr(original, "__qualname__", attribute)
+    else:
+        functools.update_wrapper(wrapper, original)
 
 
 def _report_unpatchable(owner: Any, attribute: str, error: Exception) -> None:

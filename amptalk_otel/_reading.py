@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
-from amptalk_otel._agent_recorder import CANCELLED, TAKEN, UNREGISTERED, AgentRecorder
+from amptalk_otel._agent_recorder import CANCELLED, TAKEN, UNREGISTERED, AgentRecorder, TypeRecorder
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, Distribution
+from amptalk_otel._labels import NO_COUNTS
 from amptalk_otel._recorder import OperationKey, OperationRecorder, OrchestratorRecorder, StateRecorder
 
 _TRIES = 50
 _PAUSE_S = 0.0002
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TypeReading:
     """The counts of one message type at one agent, at one moment."""
 
@@ -31,6 +31,8 @@ class TypeReading:
     wait: Distribution
     process: Distribution
     size: Distribution
+    unwaited: int = field(default=0, repr=False)  # left the inbox without a known wait
+    lost: int = field(default=0, repr=False)  # failed without a processing time
 
     @property
     def in_flight(self) -> int:
@@ -43,7 +45,7 @@ class TypeReading:
         return self.received - self.taken - self.dropped.get(TAKEN, 0) - self.dropped.get(UNREGISTERED, 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StateReading:
     """What a state manager holds, and how long its operations took."""
 
@@ -53,7 +55,7 @@ class StateReading:
     durations: dict[tuple[str, str | None], Distribution]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AgentReading:
     """One agent at one moment. `received = processed + failed + dropped + in_flight + queue_size`."""
 
@@ -116,7 +118,7 @@ class AgentReading:
         return _merged((reading.size for reading in self.types), SIZE_BOUNDS_BYTES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OrchestratorReading:
     """One orchestrator at one moment."""
 
@@ -127,22 +129,12 @@ class OrchestratorReading:
     undeliverable: dict[tuple[str, str], int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OperationReading:
     """How long one operation of one agent took, measured by the program."""
 
     key: OperationKey
     duration: Distribution
-
-
-_T = TypeVar("_T")
-
-
-def quickly(kind: type[_T], **fields: Any) -> _T:
-    """`kind(**fields)` for a frozen dataclass that gets all its fields: its own constructor sets each by a call."""
-    one = object.__new__(kind)
-    one.__dict__.update(fields)
-    return one
 
 
 def each_once(readings: Iterable[AgentReading]) -> tuple[AgentReading, ...]:
@@ -171,89 +163,88 @@ def read_types(recorder: AgentRecorder, queue_size: Callable[[], int | None]) ->
     """
     for _ in range(_TRIES):
         changes = recorder.changes
-        copies, length = _copy(recorder), queue_size()
-        if _stood_still(recorder, copies, changes):
-            types = _readings(recorder, copies)
+        types, length = _read(recorder), queue_size()
+        if _stood_still(recorder, types, changes):
             queued = sum([reading.queued for reading in types])
             if length is None or length == queued:
                 return types, queued
         time.sleep(_PAUSE_S)
-    copies, length = _copy(recorder), queue_size()
-    return _readings(recorder, copies), length if length is not None else 0
+    types, length = _read(recorder), queue_size()
+    return types, length if length is not None else 0
 
 
-_Copy = tuple[Any, ...]
-_RECEIVED, _WAIT_S, _WORK_S = 1, 10, 12  # their places in a copy
-_NONE: dict[str, int] = {}
+def _read(recorder: AgentRecorder) -> tuple[TypeReading, ...]:
+    former: tuple[TypeReading, ...] = recorder.last_read
+    known = len(former)
+    now = tuple(
+        [
+            former[index] if index < known and _is_as_before(former[index], record) else _copy(record)
+            for index, record in enumerate(recorder.records.copy())
+        ]
+    )
+    recorder.last_read = now
+    return now
 
 
-def _copy(recorder: AgentRecorder) -> list[_Copy]:
-    return [
-        (
-            record.message_type,
-            record.received,
-            record.unwaited,
-            record.lost,
-            record.sent,
-            record.failed.copy() if record.failed else _NONE,
-            record.dropped.copy() if record.dropped else _NONE,
-            record.undeliverable.copy() if record.undeliverable else _NONE,
-            record.retries.copy() if record.retries else _NONE,
-            record.wait.counts.copy(),
-            record.wait.sum,
-            record.process.counts.copy(),
-            record.process.sum,
-            record.size.counts.copy(),
-            record.size.sum,
-        )
-        for record in recorder.records.copy()
-    ]
+def _is_as_before(reading: TypeReading, record: TypeRecorder) -> bool:
+    """Nothing that is counted ever falls, so what is equal has not changed."""
+    return (
+        reading.received == record.received
+        and reading.process.sum == record.process.sum
+        and reading.wait.sum == record.wait.sum
+        and reading.process.counts == tuple(record.process.counts)
+        and reading.wait.counts == tuple(record.wait.counts)
+        and reading.size.counts == tuple(record.size.counts)
+        and reading.sent == record.sent
+        and reading.failed == record.failed
+        and reading.dropped == record.dropped
+        and reading.retries == record.retries
+        and reading.undeliverable == record.undeliverable
+        and reading.unwaited == record.unwaited
+        and reading.lost == record.lost
+        and reading.message_type == record.message_type
+    )
 
 
-def _stood_still(recorder: AgentRecorder, copies: list[_Copy], changes: int) -> bool:
+def _copy(record: TypeRecorder) -> TypeReading:
+    """The counts and what follows from them; see `_agent_recorder`."""
+    wait, process, size = record.wait.copy(), record.process.copy(), record.size.copy()
+    failed, dropped = _copy_counts(record.failed), _copy_counts(record.dropped)
+    unwaited, lost = record.unwaited, record.lost
+    return TypeReading(
+        message_type=record.message_type,
+        received=record.received,
+        taken=sum(wait.counts) + unwaited - dropped.get(TAKEN, 0) - dropped.get(UNREGISTERED, 0),
+        processed=sum(process.counts) - (sum(failed.values()) - lost),
+        sent=record.sent,
+        failed=failed,
+        dropped=dropped,
+        undeliverable=_copy_counts(record.undeliverable),
+        retries=_copy_counts(record.retries),
+        wait=wait,
+        process=process,
+        size=size,
+        unwaited=unwaited,
+        lost=lost,
+    )
+
+
+def _copy_counts(counts: dict[str, int]) -> dict[str, int]:
+    return counts.copy() if counts else NO_COUNTS
+
+
+def _stood_still(recorder: AgentRecorder, types: tuple[TypeReading, ...], changes: int) -> bool:
     """Whether nothing was written since `changes` was read, before the counts were copied."""
-    if changes % 2 or recorder.changes != changes or len(recorder.records) != len(copies):
+    if changes % 2 or recorder.changes != changes or len(recorder.records) != len(types):
         return False
-    for record, copy in zip(recorder.records, copies, strict=False):
+    for record, reading in zip(recorder.records, types, strict=False):
         if (
-            record.received != copy[_RECEIVED]
-            or record.wait.sum != copy[_WAIT_S]
-            or record.process.sum != copy[_WORK_S]
+            record.received != reading.received
+            or record.wait.sum != reading.wait.sum
+            or record.process.sum != reading.process.sum
         ):
             return False
     return True
-
-
-def _readings(recorder: AgentRecorder, copies: list[_Copy]) -> tuple[TypeReading, ...]:
-    former: list[tuple[_Copy, TypeReading]] = recorder.last_read
-    known = len(former)
-    now = [
-        former[index] if index < known and former[index][0] == copy else (copy, _reading(copy))
-        for index, copy in enumerate(copies)
-    ]
-    recorder.last_read = now
-    return tuple([reading for _copy, reading in now])
-
-
-def _reading(copy: _Copy) -> TypeReading:
-    """What follows from the counts; see `_agent_recorder`."""
-    (message_type, received, unwaited, lost, sent, failed, dropped, undeliverable, retries,
-     waits, wait_s, works, work_s, sizes, size_bytes) = copy  # fmt: skip
-    return quickly(
-        TypeReading,
-        message_type=message_type,
-        received=received,
-        taken=sum(waits) + unwaited - dropped.get(TAKEN, 0) - dropped.get(UNREGISTERED, 0),
-        processed=sum(works) - (sum(failed.values()) - lost),
-        sent=sent,
-        failed=failed,
-        dropped=dropped,
-        undeliverable=undeliverable,
-        retries=retries,
-        wait=quickly(Distribution, bounds=DURATION_BOUNDS_S, counts=tuple(waits), sum=wait_s),
-        process=quickly(Distribution, bounds=DURATION_BOUNDS_S, counts=tuple(works), sum=work_s),
-        size=quickly(Distribution, bounds=SIZE_BOUNDS_BYTES, counts=tuple(sizes), sum=size_bytes),
-    )
 
 
 def oldest_age_s(recorder: AgentRecorder) -> float | None:

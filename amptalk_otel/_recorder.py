@@ -28,12 +28,16 @@ OperationKey = tuple[str, "str | None", str]
 class Reported:
     """Whatever is measured and has observers."""
 
+    __slots__ = ("__weakref__", "observers")
+
     def __init__(self) -> None:
         self.observers: tuple[Observer, ...] = ()
 
 
 class StateOwner(Reported):
     """Whatever has state managers: an agent, or nobody in particular."""
+
+    __slots__ = ("states",)
 
     def __init__(self) -> None:
         super().__init__()

@@ -35,6 +35,8 @@ class Waiting(Protocol):
 class InOrder:
     """The shadow of an `asyncio.Queue`: first in, first out. Two C calls a message."""
 
+    __slots__ = ("arrivals",)
+
     def __init__(self) -> None:
         self.arrivals: deque[Arrival] = deque()
 
@@ -59,6 +61,8 @@ class InOrder:
 
 class ByMessage:
     """The shadow of an inbox of another order, such as a priority queue. Knows messages by their identity."""
+
+    __slots__ = ("_again", "_arrivals")
 
     def __init__(self) -> None:
         self._arrivals: dict[int, Arrival] = {}  # by id of the message

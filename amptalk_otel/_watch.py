@@ -27,19 +27,23 @@ _orchestrators: dict[int, OrchestratorHook] = {}  # by id of the orchestrator
 class _SharedAgent:
     """The hook on one agent, and the watches that share it."""
 
+    __slots__ = ("_key", "hook", "watches")
+
     def __init__(
         self, agent: Any, recorder: AgentRecorder, adapter: AgentAdapter, router: OrchestratorHook | None
     ) -> None:
         self.hook = AgentHook(agent, recorder, adapter, router)
-        self.watches: list[Watch] = []
-        self._forget = weakref.finalize(agent, _agents.pop, id(agent), None)
-        self._forget.atexit = False
+        self.watches: tuple[Watch, ...] = ()
+        self._key = id(agent)
+
+    def join(self, watch: Watch) -> None:
+        self.watches = (*self.watches, watch)
 
     def leave(self, watch: Watch) -> bool:
         """Returns whether nobody watches the agent any more."""
-        self.watches.remove(watch)
-        if not self.watches:
-            self._forget()
+        self.watches = tuple(other for other in self.watches if other is not watch)
+        if not self.watches and _agents.get(self._key) is self:
+            del _agents[self._key]
         return not self.watches
 
 
@@ -97,7 +101,7 @@ class Watch:
                 complain(f"agent {kind}", "%s can't be watched: it is of no kind that an adapter knows", kind)
                 return
             self._agents[id(agent)] = shared = self._share(agent, adapter)
-            shared.watches.append(self)
+            shared.join(self)
 
     def _share(self, agent: Any, adapter: AgentAdapter) -> _SharedAgent:
         """The agent's hook, reported to our bridge.

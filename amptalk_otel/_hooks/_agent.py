@@ -15,12 +15,24 @@ from amptalk_otel._hooks._outbox import Outbox, Router
 from amptalk_otel._hooks._processing import Processing
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._patch import Patches, covering_one_argument
-from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, quickly, read_state, read_types
+from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, read_state, read_types
 from amptalk_otel.adapters import AgentAdapter, method_of
 
 
 class AgentHook:
     """The wrappers on one agent, and the way to read it. Holds the agent weakly."""
+
+    __slots__ = (
+        "_adapter",
+        "_inbox",
+        "_outbox",
+        "_patches",
+        "_processing",
+        "_state",
+        "_state_is_covered",
+        "agent_ref",
+        "recorder",
+    )
 
     def __init__(
         self, agent: Any, recorder: AgentRecorder, adapter: AgentAdapter, router: Router | None = None
@@ -30,9 +42,11 @@ class AgentHook:
         self._adapter = adapter
         self._patches = Patches()
         self._state: StateManagerHook | None = None
+        self._state_is_covered = False
         self._cover(agent)
         self._inbox = self._hook_inbox(agent, adapter.inbox(agent))
-        self._outbox = Outbox(recorder, adapter.outbox(agent), adapter.target, router)
+        outbox = adapter.outbox(agent)
+        self._outbox = Outbox(recorder, outbox, adapter.target, router) if outbox is not None else None
         self._adopt_state_manager()
         recorder.started_at = self._started_at(agent)
 
@@ -46,7 +60,6 @@ class AgentHook:
         for attribute, cover in (
             (send, covering_one_argument(self._cover_send)),
             (start, self._cover_start),
-            ("_initialize_state_manager", self._cover_state_manager),
         ):
             if attribute is not None and hasattr(agent, attribute):
                 self._patches.wrap(agent, attribute, cover)
@@ -60,7 +73,7 @@ class AgentHook:
         if getattr(agent, "enable_performance_monitoring", False):
             self._patches.replace(agent, "enable_performance_monitoring", False)
         if hasattr(agent, "_measure_processing_time"):
-            self._patches.wrap(agent, "_measure_processing_time", _measure_nothing)
+            self._patches.replace(agent, "_measure_processing_time", _measure_nothing)
 
     # -- wrappers ------------------------------------------------------------------------------------
 
@@ -99,6 +112,12 @@ class AgentHook:
 
         return start_watched
 
+    def _await_state_manager(self, agent: Any) -> None:
+        """The agent loads its state while it starts, right after it made the manager."""
+        is_wanted = getattr(agent, "state_persistence_enabled", True) and hasattr(agent, "_initialize_state_manager")
+        if is_wanted and not self._state_is_covered:
+            self._state_is_covered = self._patches.wrap(agent, "_initialize_state_manager", self._cover_state_manager)
+
     def _cover_state_manager(self, initialize: Callable[..., Any]) -> Callable[..., Any]:
         async def initialize_watched(*args: Any, **kwargs: Any) -> Any:
             try:
@@ -113,6 +132,7 @@ class AgentHook:
         if agent is None or not self._patches.active or self._adapter.is_running(agent):
             return
         self.recorder.started_at = self.recorder.clock()
+        self._await_state_manager(agent)
         queue = self._adapter.inbox(agent)
         if not self._inbox.is_for(queue):
             self._inbox.release()
@@ -147,8 +167,7 @@ class AgentHook:
         departed = agent is None or self.recorder.departed_at is not None
         types, queue_size = read_types(self.recorder, self._queue_size)
         running = not departed and self._adapter.is_running(agent)
-        return quickly(
-            AgentReading,
+        return AgentReading(
             agent_id=self.recorder.agent_id,
             agent_name=self.recorder.agent_name,
             orchestrator_name=self.recorder.orchestrator_name,
@@ -188,15 +207,13 @@ class AgentHook:
     def release(self) -> None:
         """Take every wrapper off."""
         self._inbox.release()
-        self._outbox.patches.undo()
+        if self._outbox is not None:
+            self._outbox.patches.undo()
         self._processing.release()
         self._patches.undo()
         if self._state is not None:
             self._state.release()
 
 
-def _measure_nothing(_broken: Callable[..., Any]) -> Callable[..., AbstractAsyncContextManager[None]]:
-    def measure_nothing(*_args: Any, **_kwargs: Any) -> AbstractAsyncContextManager[None]:
-        return nullcontext()
-
-    return measure_nothing
+def _measure_nothing(*_args: Any, **_kwargs: Any) -> AbstractAsyncContextManager[None]:
+    return nullcontext()

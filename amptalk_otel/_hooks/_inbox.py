@@ -25,6 +25,18 @@ from amptalk_otel._waiting import UNKNOWN_ARRIVAL, ByMessage, InOrder
 class Inbox:
     """The hooked queue of one agent."""
 
+    __slots__ = (
+        "_agent",
+        "_in_handler",
+        "_loop",
+        "_loop_task",
+        "_queue",
+        "_recorder",
+        "hooked",
+        "loop_coroutine",
+        "patches",
+    )
+
     def __init__(
         self,
         recorder: AgentRecorder,
@@ -45,17 +57,15 @@ class Inbox:
         self._loop_task: TaskReference = nobody
         # A coroutine runs while its task is the current one: a tenth of the cost of asking asyncio for that.
         self.loop_coroutine: Callable[[], CoroutineType[Any, Any, Any] | None] = nobody
-        self._known: dict[object, TypeRecorder] = {}  # by the enum's value; empty once we are off
         self.patches = Patches()
         self.hooked = _is_queue(queue) and self._hook(queue)
 
     def _hook(self, queue: Any) -> bool:
         wrap = self.patches.wrap
         self._recorder.waiting = waiting = InOrder() if _is_in_order(queue) else ByMessage()
-        cover_put: Wrap = self._cover_put
-        cover_get: Wrap = self._cover_get
+        cover_put, cover_get = self._cover_put, self._cover_get
         if isinstance(waiting, InOrder):
-            cover_put, cover_get = self._covering_put(waiting), self._covering_get(waiting, queue)
+            cover_put, cover_get = self._covering(waiting, queue)
         if not (wrap(queue, "_put", cover_put) and wrap(queue, "_get", cover_get)):
             self.patches.undo()
             return False
@@ -66,7 +76,7 @@ class Inbox:
     def release(self) -> None:
         """Take the wrappers off. One that somebody else has covered stays, and counts no more."""
         self.patches.undo()
-        self._known.clear()
+        self._recorder.forget_types()
         self.loop_coroutine = nobody
 
     def is_for(self, queue: Any) -> bool:
@@ -116,38 +126,32 @@ class Inbox:
     #
     # The same, written out for the queue that nearly every agent has: no call where nothing is out of the ordinary.
 
-    def _covering_put(self, waiting: InOrder) -> Wrap:
-        remember, clock, known = waiting.arrivals.append, self._recorder.clock, self._known
-        measure_size, get_to_know = self._recorder.measure_size, self._get_to_know
+    def _covering(self, waiting: InOrder, queue: Any) -> tuple[Wrap, Wrap]:  # noqa: C901 - two that share what they hold
+        inbox, recorder, arrivals = self, self._recorder, waiting.arrivals
+        known, clock = recorder.by_type, recorder.clock
 
-        def cover(put: Callable[..., Any]) -> Callable[..., Any]:
+        def cover_put(put: Callable[..., Any]) -> Callable[..., Any]:
             def _put(item: Any) -> None:
                 put(item)
                 try:
                     try:
                         record = known[item.message_type._value_]
                     except (AttributeError, KeyError, TypeError):
-                        unknown = get_to_know(item)
+                        unknown = inbox.get_to_know(item)
                         if unknown is None:
                             return
                         record = unknown
                     # Before `received`: a reader that sees the message counted must find when it came.
-                    remember((record, clock()))
+                    arrivals.append((record, clock()))
                     record.received = received = record.received + 1
                     if received >= record.next_size_at:
-                        measure_size(record, item)
+                        recorder.measure_size(record, item)
                 except Exception:
                     _guard.swallow("counting a message that arrived")
 
             return _put
 
-        return cover
-
-    def _covering_get(self, waiting: InOrder, queue: Any) -> Wrap:
-        recorder, inbox, clock = self._recorder, self, self._recorder.clock
-        arrivals, recall = waiting.arrivals, waiting.arrivals.popleft
-
-        def cover(get: Callable[..., Any]) -> Callable[..., Any]:
+        def cover_get(get: Callable[..., Any]) -> Callable[..., Any]:
             def _get() -> Any:
                 item = get()
                 try:
@@ -158,9 +162,9 @@ class Inbox:
                         or recorder.next_message is not NOTHING
                         or len(arrivals) != len(queue._queue) + 1  # noqa: SLF001 - the store may be changed directly
                     ):
-                        inbox.left_in_order(item, waiting, queue)
+                        inbox.left_in_order(item)
                         return item
-                    record, arrived_at = recall()
+                    record, arrived_at = arrivals.popleft()
                     recorder.next_message, recorder.next_record = item, record
                     recorder.next_taken_at = now = clock()
                     if arrived_at:
@@ -178,19 +182,16 @@ class Inbox:
 
             return _get
 
-        return cover
+        return cover_put, cover_get
 
-    def _get_to_know(self, item: Any) -> TypeRecorder | None:
+    def get_to_know(self, item: Any) -> TypeRecorder | None:
         """The counts of a type that is seen for the first time, or can't be looked up; None once we are off."""
-        if not self.patches.active:
-            return None
-        record = self._recorder.record_of(item)
-        self._known.update(self._recorder.by_type)
-        return record
+        return self._recorder.record_of(item) if self.patches.active else None
 
-    def left_in_order(self, item: Any, waiting: InOrder, queue: Any) -> None:
+    def left_in_order(self, item: Any) -> None:
         """Count a message that left out of the ordinary: the first, one that is lost, one that somebody else took."""
-        if not self.patches.active:
+        waiting, queue = self._recorder.waiting, self._queue()
+        if not self.patches.active or not isinstance(waiting, InOrder) or queue is None:
             return
         vanished = len(waiting) - len(queue._queue) - 1  # noqa: SLF001 - as above
         if vanished > 0:

@@ -23,6 +23,8 @@ class Router(Protocol):
 class Outbox:
     """The hooked outbox of one agent: a message is sent, or undeliverable, when the router takes it."""
 
+    __slots__ = ("_recorder", "_router", "_target_of", "patches")
+
     def __init__(
         self, recorder: AgentRecorder, queue: Any, target_of: Callable[[Any], Any], router: Router | None
     ) -> None:

@@ -23,6 +23,8 @@ class Processing:
     retried, and costs nothing before. Otherwise it is covered for good as well.
     """
 
+    __slots__ = ("_agent", "_attempt", "_attempt_patches", "_in_work", "_patches", "_recorder")
+
     def __init__(
         self, recorder: AgentRecorder, agent: Any, *, process: str | None, attempt: str | None, judge: str | None
     ) -> None:
@@ -54,10 +56,8 @@ class Processing:
     # -- processing ----------------------------------------------------------------------------------
 
     def _cover_processing(self, process: Callable[..., Any]) -> Callable[..., Any]:
-        recorder, clock = self._recorder, self._recorder.clock
-        unstarted, retrying = recorder.unstarted, recorder.retrying
-        started, processed, failed = recorder.started, self._processed, self._failed
-        in_work = self._in_work
+        processing, recorder, clock = self, self._recorder, self._recorder.clock
+        unstarted, in_work = recorder.unstarted, self._in_work
 
         async def process_watched(message: Any) -> Any:
             # What `recorder.started` and `recorder.processed` do, written out for a message that goes the usual way.
@@ -65,7 +65,7 @@ class Processing:
                 record, taken_at = recorder.next_record, recorder.next_taken_at
                 recorder.next_message = IN_WORK
             else:
-                flight: Flight | None = guarded("looking at a message", started, message)
+                flight: Flight | None = guarded("looking at a message", recorder.started, message)
                 if flight is None:
                     return await process(message)
                 record, taken_at = flight.record, flight.taken_at
@@ -74,11 +74,11 @@ class Processing:
             try:
                 result = await process(message)
             except BaseException as error:
-                guarded("counting a failed message", failed, record, taken_at, message, error)
+                guarded("counting a failed message", processing.failed, record, taken_at, message, error)
                 raise
             try:
-                if recorder.next_message is not IN_WORK or retrying or in_work is not None:
-                    processed(record, taken_at, message)
+                if recorder.next_message is not IN_WORK or recorder.retrying or in_work is not None:
+                    processing.processed(record, taken_at, message)
                     return result
                 recorder.next_message = NOTHING
                 seconds = clock() - taken_at
@@ -93,11 +93,13 @@ class Processing:
 
         return process_watched
 
-    def _processed(self, record: TypeRecorder, taken_at: float, message: Any) -> None:
+    def processed(self, record: TypeRecorder, taken_at: float, message: Any) -> None:
+        """Count a message that was not alone, or was retried."""
         self._recorder.processed(record, taken_at, message)
         self._forget(message)
 
-    def _failed(self, record: TypeRecorder, taken_at: float, message: Any, error: BaseException) -> None:
+    def failed(self, record: TypeRecorder, taken_at: float, message: Any, error: BaseException) -> None:
+        """Count a message that failed or was cancelled."""
         self._recorder.failed(record, taken_at, message, error)
         self._forget(message)
 

@@ -14,6 +14,7 @@ import pytest
 
 from amptalk_otel import AgentReading, Instrumentation, instrument_orchestrator
 from amptalk_otel._agent_recorder import AgentRecorder
+from amptalk_otel._hooks._inbox import Inbox
 from amptalk_otel._reading import oldest_age_s, read_types
 from amptalk_otel._waiting import Arrival, ByMessage
 from amptalk_otel.demo.runtime import Message, MessageType, Orchestrator
@@ -198,20 +199,22 @@ def test_a_reading_that_never_comes_to_rest_gives_up_and_tells_the_real_length(p
     assert sum(pauses) <= 0.0101
 
 
-def test_an_agent_that_is_let_go_while_it_is_read_adds_up_all_the_same(pauses: list[float]) -> None:
+def test_an_agent_that_is_let_go_while_it_is_read_adds_up_all_the_same(
+    pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     agent = Scripted()
     for _ in range(3):
         agent.input_queue.put_nowait(note())
     with hooked(agent) as hook:
-        size = hook._inbox.size
+        size = Inbox.size
 
-        def let_go_meanwhile() -> int | None:
-            length = size()
-            hook._inbox.size = size  # type: ignore[method-assign]
+        def let_go_meanwhile(inbox: Inbox) -> int | None:
+            length = size(inbox)
+            monkeypatch.setattr(Inbox, "size", size)
             hook.let_go()
             return length
 
-        hook._inbox.size = let_go_meanwhile  # type: ignore[method-assign]
+        monkeypatch.setattr(Inbox, "size", let_go_meanwhile)
         assert counts(hook.read()) == {"received": 3, "dropped": {"unregistered": 3}}
         assert len(pauses) == 1
 
