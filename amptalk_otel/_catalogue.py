@@ -7,7 +7,7 @@ process conventions (https://opentelemetry.io/docs/specs/semconv/system/); for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
@@ -64,7 +64,7 @@ class Snapshot:
     """All readings of one collection."""
 
     machine: bool = False  # whether machine and process are reported
-    agents: tuple[AgentReading, ...] = ()
+    agents: Collection[AgentReading] = ()
     orchestrators: tuple[OrchestratorReading, ...] = ()
     states: tuple[StateReading, ...] = ()  # of state managers that are watched without their agent
     operations: tuple[OperationReading, ...] = ()
@@ -72,7 +72,7 @@ class Snapshot:
     def __add__(self, other: Snapshot) -> Snapshot:
         return Snapshot(
             self.machine or other.machine,
-            self.agents + other.agents,
+            (*self.agents, *other.agents),
             self.orchestrators + other.orchestrators,
             self.states + other.states,
             self.operations + other.operations,

@@ -59,7 +59,7 @@ class Instrumentation:
     def read(self) -> list[AgentReading]:
         """The agents' numbers at this moment, without any exporter; callable from any thread."""
         watch = self._watch
-        return watch.agents() if watch is not None else []
+        return list(watch.agents()) if watch is not None else []
 
     def uninstrument(self) -> None:
         """Take every wrapper off and every series of ours off the page. Harmless the second time.

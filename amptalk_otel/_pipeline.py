@@ -163,7 +163,7 @@ class Pipeline:
             **_no_limits(InstrumentsReader),
         )
         page = MetricsPage(
-            self.bridge.sources.snapshot,
+            self.bridge.sources.stream,
             self.bridge.system,
             resource_attributes=self._resource.attributes,
             scope_labels=scope_labels,

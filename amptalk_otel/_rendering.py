@@ -8,7 +8,8 @@ changed: 3 KB for each type of each agent. The text of histograms is not kept. I
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from operator import is_
 from typing import Any
 
@@ -16,7 +17,7 @@ from amptalk_otel._catalogue import CATALOGUE, Attributes, Owner, Read, Snapshot
 from amptalk_otel._families import Family
 from amptalk_otel._guard import swallow
 from amptalk_otel._lines import Column, Labels, Shape, Write
-from amptalk_otel._reading import AgentReading, TypeReading
+from amptalk_otel._reading import AgentReading, AgentsToRead
 from amptalk_otel._system import System
 
 _PER_SLICE = 16  # agents, or samples, whose histograms make a piece of about 100 KB
@@ -26,24 +27,27 @@ _AGENT = ("agent.id", "agent.name")
 _Row = tuple[Read, Shape, list[str], Write]
 """How the samples of a column are read, what labels they have, where they go, and how."""
 
+_States = list[tuple[Attributes, Any]]
+"""Readings of state managers, with the attributes of the agents that have them."""
+
 _Known = dict[tuple[Shape, tuple[str, ...]], Labels]
 
 
 class _Agent:
     """What is kept of one agent."""
 
-    __slots__ = ("labels", "lines", "shapes", "types")
+    __slots__ = ("labels", "lines", "shapes", "stamps")
 
     def __init__(self) -> None:
         self.labels: defaultdict[Shape, dict[tuple[str, ...], Labels]] = defaultdict(dict)
-        self.types: tuple[TypeReading, ...] = ()
+        self.stamps: tuple[Any, ...] = ()  # of the types that were written
         self.shapes: list[Shape] = []
         self.lines: list[str] = []  # of these types in these shapes: all but histograms, by column
 
-    def is_up_to_date(self, types: tuple[TypeReading, ...], shapes: list[Shape]) -> bool:
-        """Whether nothing has changed: the reading of a type that has not is the same object."""
-        mine = self.types
-        return len(mine) == len(types) and all(map(is_, mine, types)) and self.shapes == shapes
+    def is_up_to_date(self, stamps: tuple[Any, ...], shapes: list[Shape]) -> bool:
+        """Whether nothing has changed."""
+        mine = self.stamps
+        return len(mine) == len(stamps) and all(map(is_, mine, stamps)) and self.shapes == shapes
 
 
 class Renderer:
@@ -68,41 +72,50 @@ class Renderer:
         """Fill the columns, and forget what was kept of those that are not in `snapshot`."""
         for column in self.columns:
             column.take()  # of a pass that failed
-        self._render_agents(snapshot.agents, breathe)
+        states = self._render_agents(snapshot.agents, breathe)
+        rest = replace(snapshot, agents=())
         former, self._known = self._known, {}
         for owner in Owner:
             if owner is not Owner.AGENT:
-                sources = list(owners(owner, snapshot, self._system))
+                sources = list(owners(owner, rest, self._system))
+                if owner is Owner.STATE:
+                    sources = states + sources
                 for column in self.columns:
                     if column.metric.owner is owner:
                         self._render_column(column, sources, former, breathe)
 
     # -- agents: nearly all of the page --------------------------------------------------------------
 
-    def _render_agents(self, agents: Sequence[AgentReading], breathe: Callable[[], None]) -> None:
-        """Those with an orchestrator come first: then we know which families have its label, for the others."""
+    def _render_agents(self, agents: Collection[AgentReading], breathe: Callable[[], None]) -> _States:
+        """Those with an orchestrator come first: then we know which families have its label, for the others.
+
+        Goes through the agents once. Returns what is left to render of them: their state managers.
+        """
         former, self._agents = self._agents, {}
+        states: _States = []
         for labelled in (True, False):
             by_agent, counts, histograms = (
                 [self._row(column, labelled=labelled) for column in columns]
                 for columns in (self._by_agent, self._counts, self._histograms)
             )
             shapes = [shape for _read, shape, _parts, _write in counts]
-            group = [agent for agent in agents if (agent.orchestrator_name is not None) is labelled]
-            for index, agent in enumerate(group):
+            for index, agent in enumerate(_those(agents, labelled=labelled)):
+                states.extend((attributes_of(agent), state) for state in agent.states)
                 key = (agent.agent_id, agent.agent_name, agent.orchestrator_name, agent.recorder_id)
                 known = self._agents[key] = former.get(key) or _Agent()
                 self._write(known, agent, by_agent)
-                if known.is_up_to_date(agent.types, shapes):
+                stamps = tuple([reading.stamp or reading for reading in agent.types])
+                if known.is_up_to_date(stamps, shapes):
                     _write_again(known, counts)
                 else:
                     self._write_counts(known, agent, counts)
-                    known.types, known.shapes = agent.types, shapes
+                    known.stamps, known.shapes = stamps, shapes
                 self._write(known, agent, histograms)
                 if index % _PER_SLICE == _PER_SLICE - 1:
                     self._flush(breathe)
                 breathe()
             self._flush(breathe)
+        return states
 
     def _row(self, column: Column, *, labelled: bool) -> _Row:
         """Where some agents have an orchestrator, the others have an empty label."""
@@ -162,6 +175,13 @@ class Renderer:
         if shape is None:
             shape = self._shapes[names] = Shape(names)
         return shape
+
+
+def _those(agents: Collection[AgentReading], *, labelled: bool) -> Iterable[AgentReading]:
+    """The agents with an orchestrator, or those without."""
+    if isinstance(agents, AgentsToRead):
+        return agents.those(lambda identity: (identity[2] is not None) is labelled)
+    return [agent for agent in agents if (agent.orchestrator_name is not None) is labelled]
 
 
 def _write_again(known: _Agent, rows: Iterable[_Row]) -> None:

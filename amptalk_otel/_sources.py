@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from amptalk_otel._buckets import Distribution
 from amptalk_otel._catalogue import Snapshot
 from amptalk_otel._guard import guarded
-from amptalk_otel._reading import AgentReading, OperationReading, each_once
+from amptalk_otel._reading import AgentReading, AgentsToRead, OperationReading, each_once
 from amptalk_otel._recorder import OperationKey, Reported
 
 Breathe = Callable[[], None]
@@ -70,10 +70,25 @@ class Sources:
 
         A source that can't be read leaves the others.
         """
-        together = Snapshot()
-        for source in self._sources:
-            together += guarded("reading what is watched", source, breathe) or Snapshot()
-        return distinct(together + Snapshot(operations=self._kept))
+        return distinct(sum(self._parts(breathe), Snapshot()))
+
+    def stream(self, breathe: Breathe = _never) -> Snapshot:
+        """The same, with agents that are read when they are gone through, once.
+
+        Where two of them would be the same series they are read and added up before.
+        """
+        parts = self._parts(breathe)
+        readers = [reader for part in parts if isinstance(part.agents, AgentsToRead) for reader in part.agents.readers]
+        agents = AgentsToRead(readers, breathe)
+        if not agents.are_distinct or any(part.agents and not isinstance(part.agents, AgentsToRead) for part in parts):
+            return distinct(sum(parts, Snapshot()))
+        rest = distinct(sum((replace(part, agents=()) for part in parts), Snapshot()))
+        return replace(rest, agents=agents)
+
+    def _parts(self, breathe: Breathe) -> list[Snapshot]:
+        """What each source reads, and what is kept of those who left."""
+        parts = [guarded("reading what is watched", source, breathe) or Snapshot() for source in self._sources]
+        return [*parts, Snapshot(operations=self._kept)]
 
 
 def distinct(snapshot: Snapshot) -> Snapshot:

@@ -13,7 +13,7 @@ from amptalk_otel._hooks._agent import AgentHook
 from amptalk_otel._hooks._orchestrator import OrchestratorHook
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._labels import clean
-from amptalk_otel._reading import AgentReading, read_operations
+from amptalk_otel._reading import AgentsToRead, read_operations
 from amptalk_otel._recorder import OperationRecorder, Reported
 from amptalk_otel._sources import Breathe, Bridge
 from amptalk_otel.adapters import AgentAdapter, adapter_for, tells_message_type_as_it_is
@@ -160,23 +160,17 @@ class Watch:
 
     # -- reading -------------------------------------------------------------------------------------
 
-    def agents(self, breathe: Breathe = lambda: None) -> list[AgentReading]:
-        """A reading of every agent, those included that left a short while ago."""
+    def agents(self, breathe: Breathe = lambda: None) -> AgentsToRead:
+        """Every agent, those included that left a short while ago. `breathe` is called after each reading."""
         with _lock:
             retired = self._forget_agents()
             hooks = [shared.hook for shared in self._agents.values()]
             hooks += [hook for hook, _left_at in self._departed.values()]
         self._withdraw(retired)
-        readings = []
-        for hook in hooks:
-            reading = guarded("reading an agent", hook.read)
-            if reading is not None:
-                readings.append(reading)
-            breathe()
-        return readings
+        return AgentsToRead(hooks, breathe)
 
     def snapshot(self, breathe: Breathe = lambda: None) -> Snapshot:
-        """Everything at this moment. `breathe` is called once for each agent."""
+        """Everything at this moment; the agents when somebody goes through them."""
         operations = read_operations(self.operations)
         if not self._reports_agents:
             with _lock:
@@ -188,7 +182,7 @@ class Watch:
         return Snapshot(
             machine=self._reports_machine,
             operations=operations,
-            agents=tuple(self.agents(breathe)),
+            agents=self.agents(breathe),
             orchestrators=(reading,) if reading is not None else (),
             states=tuple(state for state in states if state is not None),
         )

@@ -161,6 +161,16 @@ class AgentHook:
 
     # -- reading and leaving -------------------------------------------------------------------------
 
+    @property
+    def identity(self) -> tuple[str, str, str | None]:
+        """What tells the agent's series from others'."""
+        return self.recorder.agent_id, self.recorder.agent_name, self.recorder.orchestrator_name
+
+    @property
+    def recorder_id(self) -> int:
+        """The same for all who watch the agent."""
+        return id(self.recorder)
+
     def read(self) -> AgentReading:
         """The agent at this moment; callable from any thread."""
         agent = self.agent_ref()

@@ -63,10 +63,8 @@ class Inbox:
     def _hook(self, queue: Any) -> bool:
         wrap = self.patches.wrap
         self._recorder.waiting = waiting = InOrder() if _is_in_order(queue) else ByMessage()
-        cover_put, cover_get = self._cover_put, self._cover_get
-        if isinstance(waiting, InOrder):
-            cover_put, cover_get = self._covering(waiting, queue)
-        if not (wrap(queue, "_put", cover_put) and wrap(queue, "_get", cover_get)):
+        covers = self._covering(waiting, queue) if isinstance(waiting, InOrder) else (self._cover_put, self._cover_get)
+        if not (wrap(queue, "_put", covers[0]) and wrap(queue, "_get", covers[1])):
             self.patches.undo()
             return False
         for item in list(getattr(queue, "_queue", ())):

@@ -43,7 +43,7 @@ from amptalk_otel import (
     performance_monitor,
 )
 from amptalk_otel._catalogue import CATALOGUE, Kind, Metric
-from amptalk_otel._server import MetricsServer
+from amptalk_otel._server import MetricsServer, Page
 from amptalk_otel.config import SETTINGS
 from amptalk_otel.demo.runtime import Message, MessageType, Orchestrator, SimpleAgent
 from tests.docs.blocks import Block, blocks_of, commands_of, mismatch, prose_of, words_in_backticks
@@ -419,8 +419,8 @@ def folder(tmp_path: Path) -> Path:
 class _AnyPort(MetricsServer):
     """On a free port, whatever port is asked for; pages of one port are shared as ever."""
 
-    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
-        super().__init__(registry, host, 0)
+    def __init__(self, page: Page, host: str, port: int) -> None:
+        super().__init__(page, host, 0)
         self.port = port or self.port
 
 

@@ -126,7 +126,7 @@ def test_what_is_kept_between_passes_is_never_seen(snapshots: list[Snapshot], da
     sequence = []
     for _ in range(4):
         snapshot = data.draw(st.sampled_from(snapshots))
-        agents = data.draw(st.permutations(snapshot.agents))
+        agents = data.draw(st.permutations(tuple(snapshot.agents)))
         types = [one.types for other in snapshots for one in other.agents]
         if agents and types:
             agents = [replace(agents[0], types=data.draw(st.sampled_from(types))), *agents[1:]]

@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -300,11 +300,15 @@ def test_what_is_read_of_message_types_depends_on_nothing_else() -> None:
 
 
 def test_nothing_is_kept_of_agents_that_left() -> None:
-    now = [Snapshot(agents=tuple(agent(number, of_type()) for number in range(3)), states=everything().states)]
+    class Referable(TypeReading):
+        """That can be referred to weakly."""
+
+    copy = Referable(**{field.name: getattr(of_type(), field.name) for field in fields(TypeReading)})
+    now = [Snapshot(agents=tuple(agent(number, replace(copy)) for number in range(3)), states=everything().states)]
     page = page_for(lambda: now[0])
     text_of(page)
     watched = [weakref.ref(one.types[0]) for one in now[0].agents]
-    now[0] = Snapshot(agents=now[0].agents[:1])
+    now[0] = Snapshot(agents=tuple(now[0].agents)[:1])
     text_of(page)
     gc.collect()
     assert [reading() is not None for reading in watched] == [True, False, False]

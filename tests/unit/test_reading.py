@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 import time
@@ -254,15 +255,28 @@ def test_the_age_of_the_oldest_is_told_while_the_inbox_changes() -> None:
     assert oldest_age_s(watched) == 3.0
 
 
-def test_the_reading_of_a_type_that_has_not_changed_is_the_same_object() -> None:
+def test_the_stamp_of_a_type_that_has_not_changed_is_the_same_object() -> None:
     watched = AgentRecorder("id", "name")
     for kind in ("still", "busy"):
         watched.arrived(message(kind))
     (still, busy), _ = read_types(watched, lambda: None)
     watched.arrived(message("busy"))
     (still_again, busy_again), _ = read_types(watched, lambda: None)
-    assert still_again is still
+    assert still_again.stamp is still.stamp
+    assert still_again == still
+    assert busy_again.stamp is not busy.stamp
     assert (busy.received, busy_again.received) == (1, 2)
+
+
+def test_what_is_kept_from_one_reading_to_the_next_is_nothing_to_the_garbage_collector() -> None:
+    watched = AgentRecorder("id", "name")
+    for kind in ("one", "other"):
+        watched.arrived(message(kind))
+        watched.undeliverable(message(kind), "expired")
+    read_types(watched, lambda: None)
+    for _ in range(3):  # a tuple is let go once those inside are
+        gc.collect()
+    assert [gc.is_tracked(stamp) for stamp in watched.last_read] == [False, False]
 
 
 def test_an_empty_inbox_has_no_oldest_message() -> None:

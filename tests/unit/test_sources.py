@@ -143,7 +143,7 @@ class TestOnce:
         one, other, gone = state(size=3, items=2, writes=1), state(size=4, writes=2), state(size=None, items=None)
         expected = StateReading("memory", 7, 3, {("write", None): distribution(1.0, 1.0, 1.0)})
         snapshot = together(Snapshot(agents=(agent(states=(one, other)),), states=(one, gone, other)))
-        assert snapshot.agents[0].states == snapshot.states == (expected,)
+        assert next(iter(snapshot.agents)).states == snapshot.states == (expected,)
         (sum_,) = together(
             Snapshot(agents=(agent(states=(one,)), agent(states=(other, state("disk")), recorder_id=2)))
         ).agents

@@ -227,7 +227,7 @@ async def test_releasing_a_watch_twice_is_harmless() -> None:
     watch.release()
     orchestrator.register_agent(late := Scripted())
     watch.agent_registered(late)
-    assert watch.agents() == []
+    assert list(watch.agents()) == []
     assert set(vars(late)) == set(vars(Scripted()))
     seen.end()
 
