@@ -127,47 +127,51 @@ def operation_attributes(key: OperationKey) -> dict[str, str]:
 _NO_ATTRIBUTES: Attributes = {}
 
 
-def _one(read: Callable[[Any], int | float | None]) -> Read:
-    """A single value without attributes; none where `read` gives None."""
+class One:
+    """Reads a single value without attributes; none where `value_of` gives None."""
 
-    def read_one(source: Any) -> Sequence[Sample]:
-        value = read(source)
-        return ((_NO_ATTRIBUTES, value),) if value is not None else ()
+    def __init__(self, value_of: Callable[[Any], int | float | None]) -> None:
+        self.value_of: Callable[[Any], int | float | None] = value_of
 
-    return read_one
-
-
-def _by_type(read: Callable[[TypeReading], int]) -> Read:
-    """A count per message type. A type that an agent never saw in this role has no point."""
-
-    def read_by_type(agent: AgentReading) -> Sequence[Sample]:
-        return [({"message.type": reading.message_type}, value) for reading in agent.types if (value := read(reading))]
-
-    return read_by_type
+    def __call__(self, source: Any) -> Sequence[Sample]:
+        value = self.value_of(source)
+        return [({}, value)] if value is not None else []
 
 
-def _by_type_and(attribute: str, read: Callable[[TypeReading], Mapping[str, int]]) -> Read:
-    """A count per message type and one more attribute."""
+class ByType:
+    """Reads a value per message type. A type that an agent never saw in this role has no point."""
 
-    def read_by_both(agent: AgentReading) -> Sequence[Sample]:
+    def __init__(self, value_of: Callable[[TypeReading], int | Distribution | None]) -> None:
+        self.value_of: Callable[[TypeReading], int | Distribution | None] = value_of
+
+    def __call__(self, agent: AgentReading) -> Sequence[Sample]:
+        value_of = self.value_of
         return [
-            ({"message.type": reading.message_type, attribute: value}, number)
-            for reading in agent.types
-            for value, number in read(reading).items()
+            ({"message.type": reading.message_type}, value) for reading in agent.types if (value := value_of(reading))
         ]
 
-    return read_by_both
 
+class ByTypeAnd:
+    """Reads a count per message type and one more attribute."""
 
-def _distribution(read: Callable[[TypeReading], Distribution]) -> Read:
-    def read_distribution(agent: AgentReading) -> Sequence[Sample]:
+    def __init__(self, attribute: str, values_of: Callable[[TypeReading], Mapping[str, int]]) -> None:
+        self.attribute: str = attribute
+        self.values_of: Callable[[TypeReading], Mapping[str, int]] = values_of
+
+    def __call__(self, agent: AgentReading) -> Sequence[Sample]:
         return [
-            ({"message.type": reading.message_type}, distribution)
+            ({"message.type": reading.message_type, self.attribute: value}, number)
             for reading in agent.types
-            if any((distribution := read(reading)).counts)
+            for value, number in self.values_of(reading).items()
         ]
 
-    return read_distribution
+
+def _distribution(read: Callable[[TypeReading], Distribution]) -> ByType:
+    def of_type(reading: TypeReading) -> Distribution | None:
+        distribution = read(reading)
+        return distribution if any(distribution.counts) else None
+
+    return ByType(of_type)
 
 
 def _of_state(read: Callable[[StateReading], int | None]) -> Read:
@@ -219,97 +223,97 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric(
         "system.cpu.utilization", Kind.GAUGE, "1",
         "Share of the machine's CPU time spent busy since the last reading, at least a second ago.",
-        Owner.PROCESS, _one(System.system_cpu_utilization),
+        Owner.PROCESS, One(System.system_cpu_utilization),
     ),
     Metric(
         "system.memory.utilization", Kind.GAUGE, "1",
         "Share of the machine's memory that is not available to new programs.",
-        Owner.PROCESS, _one(System.system_memory_utilization),
+        Owner.PROCESS, One(System.system_memory_utilization),
     ),
     Metric(
         "system.memory.linux.available", Kind.UP_DOWN_COUNTER, "By",
         "Memory that programs can get without swapping.",
-        Owner.PROCESS, _one(System.system_memory_available),
+        Owner.PROCESS, One(System.system_memory_available),
     ),
     Metric(
         "process.cpu.utilization", Kind.GAUGE, "1",
         "CPU time of this process since the last reading, as a share of all CPUs available to it.",
-        Owner.PROCESS, _one(System.process_cpu_utilization),
+        Owner.PROCESS, One(System.process_cpu_utilization),
     ),
     Metric(
         "process.memory.usage", Kind.UP_DOWN_COUNTER, "By",
         "Physical memory in use by this process (resident set size).",
-        Owner.PROCESS, _one(System.process_memory_usage),
+        Owner.PROCESS, One(System.process_memory_usage),
     ),
     Metric(
         "process.memory.virtual", Kind.UP_DOWN_COUNTER, "By",
         "Virtual memory committed to this process.",
-        Owner.PROCESS, _one(System.process_memory_virtual),
+        Owner.PROCESS, One(System.process_memory_virtual),
     ),
     Metric(
         "process.uptime", Kind.GAUGE, "s",
         "Time since this process was created.",
-        Owner.PROCESS, _one(System.process_uptime),
+        Owner.PROCESS, One(System.process_uptime),
     ),
     Metric(
         "amptalk.agent.running", Kind.UP_DOWN_COUNTER, "{agent}",
         "1 while the agent is running, 0 while it is stopped.",
-        Owner.AGENT, _one(lambda agent: int(agent.running)),
+        Owner.AGENT, One(lambda agent: int(agent.running)),
     ),
     Metric(
         "amptalk.agent.uptime", Kind.GAUGE, "s",
         "Time since the agent was started; 0 while it is stopped.",
-        Owner.AGENT, _one(lambda agent: agent.uptime_s),
+        Owner.AGENT, One(lambda agent: agent.uptime_s),
     ),
     Metric(
         "amptalk.agent.queue.size", Kind.UP_DOWN_COUNTER, "{message}",
         "Messages waiting in the agent's inbox.",
-        Owner.AGENT, _one(lambda agent: agent.queue_size),
+        Owner.AGENT, One(lambda agent: agent.queue_size),
     ),
     Metric(
         "amptalk.agent.queue.oldest_age", Kind.GAUGE, "s",
         "How long the oldest message in the inbox has been waiting; 0 for an empty inbox.",
-        Owner.AGENT, _one(lambda agent: agent.oldest_age_s or 0.0),
+        Owner.AGENT, One(lambda agent: agent.oldest_age_s or 0.0),
     ),
     Metric(
         "amptalk.agent.messages.in_flight", Kind.UP_DOWN_COUNTER, "{message}",
         "Messages that the agent has taken from its inbox and not finished.",
-        Owner.AGENT, _one(lambda agent: agent.in_flight),
+        Owner.AGENT, One(lambda agent: agent.in_flight),
     ),
     Metric(
         "amptalk.agent.messages.received", Kind.COUNTER, "{message}",
         "Messages that arrived in the agent's inbox, whichever way they came.",
-        Owner.AGENT, _by_type(lambda reading: reading.received), ("message.type",),
+        Owner.AGENT, ByType(lambda reading: reading.received), ("message.type",),
     ),
     Metric(
         "amptalk.agent.messages.processed", Kind.COUNTER, "{message}",
         "Messages that the agent processed successfully, at whatever attempt.",
-        Owner.AGENT, _by_type(lambda reading: reading.processed), ("message.type",),
+        Owner.AGENT, ByType(lambda reading: reading.processed), ("message.type",),
     ),
     Metric(
         "amptalk.agent.messages.sent", Kind.COUNTER, "{message}",
         "Messages that the agent sent and that were accepted for delivery.",
-        Owner.AGENT, _by_type(lambda reading: reading.sent), ("message.type",),
+        Owner.AGENT, ByType(lambda reading: reading.sent), ("message.type",),
     ),
     Metric(
         "amptalk.agent.messages.failed", Kind.COUNTER, "{message}",
         "Messages whose processing ended in an error, after all retries.",
-        Owner.AGENT, _by_type_and("error.type", lambda reading: reading.failed), ("message.type", "error.type"),
+        Owner.AGENT, ByTypeAnd("error.type", lambda reading: reading.failed), ("message.type", "error.type"),
     ),
     Metric(
         "amptalk.agent.messages.dropped", Kind.COUNTER, "{message}",
         "Messages that left the inbox without being processed to an end: cancelled, unregistered or taken.",
-        Owner.AGENT, _by_type_and("reason", lambda reading: reading.dropped), ("message.type", "reason"),
+        Owner.AGENT, ByTypeAnd("reason", lambda reading: reading.dropped), ("message.type", "reason"),
     ),
     Metric(
         "amptalk.agent.messages.undeliverable", Kind.COUNTER, "{message}",
         "Messages that the agent sent and that reached no inbox: unknown_target, expired or error.",
-        Owner.AGENT, _by_type_and("reason", lambda reading: reading.undeliverable), ("message.type", "reason"),
+        Owner.AGENT, ByTypeAnd("reason", lambda reading: reading.undeliverable), ("message.type", "reason"),
     ),
     Metric(
         "amptalk.agent.retries", Kind.COUNTER, "{retry}",
         "Further attempts at a message, by the error of the attempt before.",
-        Owner.AGENT, _by_type_and("error.type", lambda reading: reading.retries), ("message.type", "error.type"),
+        Owner.AGENT, ByTypeAnd("error.type", lambda reading: reading.retries), ("message.type", "error.type"),
     ),
     Metric(
         WAIT_DURATION, Kind.HISTOGRAM, "s",

@@ -27,6 +27,7 @@ SCOPE_LABELS: Mapping[str, str] = {
 """https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/#instrumentation-scope"""
 
 _CHUNK_BYTES = 1 << 17  # small enough to be copied in no time, large enough for few system calls
+_LARGE_BYTES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class MetricsPage:
             blocks.add(block)
         for family in others:
             guarded(f"writing {family.name}", blocks.add_stock, family)
-        return list(_in_chunks(blocks.pieces()))
+        return list(_in_chunks(blocks.pieces(), Pace().breathe))
 
     def _pass(self) -> tuple[list[_Block], list[StockFamily]]:
         pace = Pace()
@@ -152,15 +153,20 @@ def _lines(chunk: bytes) -> list[bytes]:
     return [line + b"\n" for line in chunk.split(b"\n") if line]
 
 
-def _in_chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in fewer pieces; large ones are not copied."""
+def _in_chunks(pieces: Iterable[bytes], breathe: Callable[[], None]) -> Iterator[bytes]:
+    """The same bytes in fewer pieces. Large ones are not copied: in all that would take milliseconds."""
     gathered: list[bytes] = []
     size = 0
     for piece in pieces:
-        if gathered and size + len(piece) > _CHUNK_BYTES:
+        is_large = len(piece) >= _LARGE_BYTES
+        if gathered and (is_large or size + len(piece) > _CHUNK_BYTES):
             yield b"".join(gathered)
             gathered, size = [], 0
-        gathered.append(piece)
-        size += len(piece)
+        if is_large:
+            yield piece
+        else:
+            gathered.append(piece)
+            size += len(piece)
+        breathe()
     if gathered:
         yield b"".join(gathered)

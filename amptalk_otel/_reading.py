@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -144,7 +144,7 @@ class AgentsToRead:
 
     def __init__(self, readers: Iterable[AgentReader], breathe: Callable[[], None]) -> None:
         """`breathe` is called after each."""
-        self.readers = tuple({reader.recorder_id: reader for reader in readers}.values())
+        self.readers = tuple(readers)
         self._breathe = breathe
 
     def __len__(self) -> int:
@@ -160,10 +160,21 @@ class AgentsToRead:
     def __contains__(self, reading: object) -> bool:
         return any(reading == other for other in self)
 
-    @property
+    @classmethod
+    def together(cls, parts: Sequence[AgentsToRead], breathe: Callable[[], None]) -> AgentsToRead:
+        """Those of several watches, each agent once."""
+        if len(parts) == 1:
+            return parts[0]
+        readers = {reader.recorder_id: reader for part in parts for reader in part.readers}
+        return cls(readers.values(), breathe)
+
     def are_distinct(self) -> bool:
         """Whether no two of them are the same series."""
-        return len({reader.identity for reader in self.readers}) == len(self.readers)
+        found = set()
+        for reader in self.readers:
+            found.add(reader.identity)
+            self._breathe()
+        return len(found) == len(self.readers)
 
     def those(self, wanted: Callable[[tuple[str, str, str | None]], bool]) -> AgentsToRead:
         """The agents whose identity is wanted."""

@@ -13,7 +13,17 @@ from dataclasses import replace
 from operator import is_
 from typing import Any
 
-from amptalk_otel._catalogue import CATALOGUE, Attributes, Owner, Read, Snapshot, attributes_of, owners
+from amptalk_otel._catalogue import (
+    CATALOGUE,
+    Attributes,
+    ByType,
+    ByTypeAnd,
+    One,
+    Owner,
+    Snapshot,
+    attributes_of,
+    owners,
+)
 from amptalk_otel._families import Family
 from amptalk_otel._guard import swallow
 from amptalk_otel._lines import Column, Labels, Shape, Write
@@ -24,8 +34,11 @@ _PER_SLICE = 16  # agents, or samples, whose histograms make a piece of about 10
 _ORCHESTRATOR = "orchestrator.name"
 _AGENT = ("agent.id", "agent.name")
 
-_Row = tuple[Read, Shape, list[str], Write]
-"""How the samples of a column are read, what labels they have, where they go, and how."""
+_Rows = list[tuple[Any, list[str], Write]]
+"""What is read of each column, where its samples go, and how they are written."""
+
+_Groups = list[tuple[Shape, _Rows]]
+"""Columns by the labels that they have."""
 
 _States = list[tuple[Attributes, Any]]
 """Readings of state managers, with the attributes of the agents that have them."""
@@ -62,11 +75,11 @@ class Renderer:
         self._known: _Known = {}
         self.columns = [Column(metric, families[metric.name]) for metric in CATALOGUE if metric.name in families]
         mine = [column for column in self.columns if column.metric.owner is Owner.AGENT]
-        # What has a message type is read from `AgentReading.types`, and from nothing else.
-        typed = [column for column in mine if "message.type" in column.metric.attributes]
-        self._by_agent = [column for column in mine if column not in typed]
-        self._counts = [column for column in typed if not column.is_histogram]
+        self._by_agent = [column for column in mine if isinstance(column.metric.read, One)]
+        typed = [column for column in mine if isinstance(column.metric.read, ByType)]
+        self._by_type = [column for column in typed if not column.is_histogram]
         self._histograms = [column for column in typed if column.is_histogram]
+        self._by_more = [column for column in mine if isinstance(column.metric.read, ByTypeAnd)]
 
     def render(self, snapshot: Snapshot, breathe: Callable[[], None]) -> None:
         """Fill the columns, and forget what was kept of those that are not in `snapshot`."""
@@ -94,54 +107,82 @@ class Renderer:
         former, self._agents = self._agents, {}
         states: _States = []
         for labelled in (True, False):
-            by_agent, counts, histograms = (
-                [self._row(column, labelled=labelled) for column in columns]
-                for columns in (self._by_agent, self._counts, self._histograms)
+            by_agent, by_type, by_more, histograms = (
+                self._groups(columns, labelled=labelled)
+                for columns in (self._by_agent, self._by_type, self._by_more, self._histograms)
             )
-            shapes = [shape for _read, shape, _parts, _write in counts]
+            shapes = [shape for shape, _rows in (*by_type, *by_more)]
+            counts = [parts for _shape, rows in (*by_type, *by_more) for _read, parts, _write in rows]
             for index, agent in enumerate(_those(agents, labelled=labelled)):
-                states.extend((attributes_of(agent), state) for state in agent.states)
+                states.extend([(attributes_of(agent), state) for state in agent.states])
                 key = (agent.agent_id, agent.agent_name, agent.orchestrator_name, agent.recorder_id)
                 known = self._agents[key] = former.get(key) or _Agent()
-                self._write(known, agent, by_agent)
+                self._write_own(known, agent, by_agent)
                 stamps = tuple([reading.stamp or reading for reading in agent.types])
                 if known.is_up_to_date(stamps, shapes):
                     _write_again(known, counts)
                 else:
-                    self._write_counts(known, agent, counts)
+                    begins = [len(parts) for parts in counts]
+                    self._write_typed(known, agent, by_type)
+                    self._write_more(known, agent, by_more)
                     known.stamps, known.shapes = stamps, shapes
-                self._write(known, agent, histograms)
+                    known.lines = ["".join(parts[begin:]) for parts, begin in zip(counts, begins, strict=True)]
+                self._write_typed(known, agent, histograms)
                 if index % _PER_SLICE == _PER_SLICE - 1:
                     self._flush(breathe)
                 breathe()
             self._flush(breathe)
         return states
 
-    def _row(self, column: Column, *, labelled: bool) -> _Row:
+    def _groups(self, columns: Iterable[Column], *, labelled: bool) -> _Groups:
         """Where some agents have an orchestrator, the others have an empty label."""
-        orchestrator = (_ORCHESTRATOR,) if labelled or not column.is_empty else ()
-        shape = self._shape((*_AGENT, *orchestrator, *column.metric.attributes))
-        return column.metric.read, shape, column.parts, column.write
+        groups: dict[Shape, _Rows] = {}
+        for column in columns:
+            orchestrator = (_ORCHESTRATOR,) if labelled or not column.is_empty else ()
+            shape = self._shape((*_AGENT, *orchestrator, *column.metric.attributes))
+            groups.setdefault(shape, []).append((column.metric.read, column.parts, column.write))
+        return list(groups.items())
 
-    def _write(self, known: _Agent, agent: AgentReading, rows: Iterable[_Row]) -> None:
-        for read, shape, parts, write in rows:
+    def _write_own(self, known: _Agent, agent: AgentReading, groups: _Groups) -> None:
+        for shape, rows in groups:
+            labels = known.labels[shape].get(()) or self._label(known, agent, shape, {})
+            for read, parts, write in rows:
+                value = read.value_of(agent)
+                if value is not None:
+                    parts.append(write(labels, value))
+
+    def _write_typed(self, known: _Agent, agent: AgentReading, groups: _Groups) -> None:
+        for shape, rows in groups:
             series = known.labels[shape]
-            for attributes, value in read(agent):
-                key = tuple(attributes.values())
-                labels = series.get(key)
-                if labels is None:  # its first appearance
-                    full = {**attributes_of(agent), **attributes, **self._scope}
-                    labels = series[key] = shape.labels(full)
-                parts.append(write(labels, value))
+            for reading in agent.types:
+                key = (reading.message_type,)
+                labels = series.get(key) or self._label(known, agent, shape, {"message.type": reading.message_type})
+                for read, parts, write in rows:
+                    value = read.value_of(reading)
+                    if value:
+                        parts.append(write(labels, value))
 
-    def _write_counts(self, known: _Agent, agent: AgentReading, rows: Sequence[_Row]) -> None:
-        """Write the lines, and keep them."""
-        begins = [len(parts) for _read, _shape, parts, _write in rows]
-        self._write(known, agent, rows)
-        known.lines = ["".join(row[2][begin:]) for row, begin in zip(rows, begins, strict=True)]
+    def _write_more(self, known: _Agent, agent: AgentReading, groups: _Groups) -> None:
+        for shape, rows in groups:
+            series = known.labels[shape]
+            for read, parts, write in rows:
+                for reading in agent.types:
+                    for value, number in read.values_of(reading).items():
+                        key = (reading.message_type, value)
+                        labels = series.get(key)
+                        if labels is None:
+                            attributes = {"message.type": reading.message_type, read.attribute: value}
+                            labels = self._label(known, agent, shape, attributes)
+                        parts.append(write(labels, number))
+
+    def _label(self, known: _Agent, agent: AgentReading, shape: Shape, attributes: Attributes) -> Labels:
+        """The labels of a series that appears for the first time."""
+        labels = shape.labels({**attributes_of(agent), **attributes, **self._scope})
+        known.labels[shape][tuple(attributes.values())] = labels
+        return labels
 
     def _flush(self, breathe: Callable[[], None]) -> None:
-        for column in (*self._by_agent, *self._counts, *self._histograms):
+        for column in (*self._by_agent, *self._by_type, *self._by_more, *self._histograms):
             column.flush(breathe)
 
     # -- all others ----------------------------------------------------------------------------------
@@ -184,7 +225,7 @@ def _those(agents: Collection[AgentReading], *, labelled: bool) -> Iterable[Agen
     return [agent for agent in agents if (agent.orchestrator_name is not None) is labelled]
 
 
-def _write_again(known: _Agent, rows: Iterable[_Row]) -> None:
-    for (_read, _shape, parts, _write), text in zip(rows, known.lines, strict=True):
+def _write_again(known: _Agent, counts: Iterable[list[str]]) -> None:
+    for parts, text in zip(counts, known.lines, strict=True):
         if text:
             parts.append(text)

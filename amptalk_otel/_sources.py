@@ -78,9 +78,10 @@ class Sources:
         Where two of them would be the same series they are read and added up before.
         """
         parts = self._parts(breathe)
-        readers = [reader for part in parts if isinstance(part.agents, AgentsToRead) for reader in part.agents.readers]
-        agents = AgentsToRead(readers, breathe)
-        if not agents.are_distinct or any(part.agents and not isinstance(part.agents, AgentsToRead) for part in parts):
+        to_read = [part.agents for part in parts if isinstance(part.agents, AgentsToRead)]
+        agents = AgentsToRead.together(to_read, breathe)
+        has_others = any(part.agents and not isinstance(part.agents, AgentsToRead) for part in parts)
+        if has_others or not agents.are_distinct():
             return distinct(sum(parts, Snapshot()))
         rest = distinct(sum((replace(part, agents=()) for part in parts), Snapshot()))
         return replace(rest, agents=agents)

@@ -136,6 +136,7 @@ class Worker:
         await self._population.start()
         self._watched = await watch(self._peer, self._population)
         await self._watched.touch()
+        self._messages = self._population.messages(AGENTS)  # to make them would delay the loop
 
     def url(self) -> str | None:
         return self._watched.url
@@ -153,7 +154,7 @@ class Worker:
 
     async def _feed(self, messages_per_s: int) -> None:
         """Put messages into the inboxes, agent after agent, as many as are due."""
-        agents, messages = self._population.agents, self._population.messages(AGENTS)
+        agents, messages = self._population.agents, self._messages
         started, sent = time.monotonic(), 0
         while True:
             await asyncio.sleep(_FEED_S)

@@ -350,7 +350,7 @@ def test_a_page_comes_in_pieces_of_moderate_size() -> None:
     pieces = page_for(snapshot).pages(False)
     assert len(pieces) > 10
     assert max(map(len, pieces)) < 200_000
-    assert sum(map(len, pieces)) / len(pieces) > 50_000
+    assert sum(map(len, pieces)) / len(pieces) > 30_000  # large ones are not joined with the small ones next to them
 
 
 # -- name[] --------------------------------------------------------------------------------------------
