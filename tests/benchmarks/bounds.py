@@ -19,7 +19,7 @@ from tests.benchmarks.harness import Summary
 from tests.benchmarks.report import TIMES, Table, number, spread
 
 SPREADS = 3.0
-LEAST_MARGIN = 0.25
+LEAST_MARGIN = 0.4
 GREATEST_MARGIN = 0.6
 RECORDED_FILE = Path(__file__).with_name("recorded.json")
 
@@ -30,7 +30,8 @@ class Bound:
 
     `recordable` is False for counts and for milliseconds above an idle loop: the promise itself is their bound, as
     there is no sensible share of a number around 0. The short form has few rounds, so it widens a promise by
-    `short_slack` where it has nothing recorded to go by.
+    `short_slack` where it has nothing recorded to go by; with None it shows the number and does not judge it: what
+    a few seconds on a shared machine say of milliseconds is mostly about the machine.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Bound:
     at_most: bool = False
     unit: str = TIMES
     recordable: bool = True
-    short_slack: float = 0.5
+    short_slack: float | None = 0.5
 
     def worse(self, value: float, limit: float) -> bool:
         return value > limit if self.at_most else value < limit
@@ -81,15 +82,16 @@ BOUNDS: tuple[Bound, ...] = (
     Bound("scrape.linear", "a scrape per agent: of 10,000 ÷ of 1,000", 1.5, at_most=True),
     Bound("export.stock_to_ours", "an OTLP export of 1,000 agents: stock path ÷ ours", 2.0),
     Bound("loop_delay.quiet.p99", "loop delay above idle, p99", 1.0, at_most=True, unit="ms", recordable=False,
-          short_slack=1.0),
+          short_slack=None),
     Bound("loop_delay.quiet.max", "loop delay above idle, max", 5.0, at_most=True, unit="ms", recordable=False,
-          short_slack=2.0),
+          short_slack=None),
     Bound("loop_delay.loaded.p99", "loop delay above idle, under load, p99", 1.0, at_most=True, unit="ms",
-          recordable=False, short_slack=1.0),
+          recordable=False, short_slack=None),
     Bound("loop_delay.loaded.max", "loop delay above idle, under load, max", 5.0, at_most=True, unit="ms",
-          recordable=False, short_slack=2.0),
-    Bound("memory.sdk_to_ours", "memory per agent: SDK ÷ ours", 3.0),
-    Bound("memory.prometheus_client_to_ours", "memory per agent: prometheus_client ÷ ours", None),
+          recordable=False, short_slack=None),
+    Bound("memory.sdk_to_ours", "memory for an agent's series: SDK ÷ ours", 3.0),
+    Bound("memory.prometheus_client_to_ours", "memory for an agent's series: prometheus_client ÷ ours", None),
+    Bound("memory.all.sdk_to_ours", "the same with our wrappers: SDK ÷ ours", None),
     Bound("churn.wrong", "agents that come and go: values that were wrong, missing or left over", 0.0, at_most=True,
           unit="", recordable=False, short_slack=0.0),
     Bound("churn.overflow", "agents that come and go: overflow series", 0.0, at_most=True, unit="", recordable=False,
@@ -135,7 +137,9 @@ def violation(bound: Bound, value: float, recorded: Recorded | None, *, short: b
             return None
     if bound.required is None:
         return None
-    limit = bound.widened(bound.required, bound.short_slack) if short else bound.required
+    if short and bound.short_slack is None:
+        return None
+    limit = bound.widened(bound.required, bound.short_slack or 0.0) if short else bound.required
     return _sentence(bound, value, limit, "required") if bound.worse(value, limit) else None
 
 

@@ -182,6 +182,7 @@ AT_MOST = Bound("n", "what", 2.0, at_most=True)
 AT_LEAST = Bound("n", "what", 2.0)
 COUNT = Bound("n", "what", 0.0, at_most=True, recordable=False, short_slack=0.0)
 UNPROMISED = Bound("n", "what", None)
+SHOWN = Bound("n", "what", 2.0, at_most=True, recordable=False, short_slack=None)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,8 @@ UNPROMISED = Bound("n", "what", None)
         (COUNT, 0.0, None, True, None),
         (COUNT, 1.0, None, True, "at most 0"),
         (COUNT, 1.0, Recorded(9.0, 0.0, 0.3), False, "at most 0"),
+        (SHOWN, 9.0, None, True, None),
+        (SHOWN, 9.0, None, False, "at most 2.00"),
         (UNPROMISED, 0.1, None, False, None),
         (UNPROMISED, 0.7, Recorded(1.0, 0.1, 0.3), False, "at least 0.769"),
     ],
@@ -219,7 +222,7 @@ def test_a_bound_is_kept_or_broken(
         assert f" {limit} is allowed" in sentence
 
 
-@pytest.mark.parametrize(("spread_share", "margin"), [(0.0, 0.25), (0.05, 0.25), (0.1, 0.3), (0.5, 0.6)])
+@pytest.mark.parametrize(("spread_share", "margin"), [(0.0, 0.4), (0.1, 0.4), (0.15, 0.45), (0.5, 0.6)])
 def test_the_margin_comes_from_the_spread(spread_share: float, margin: float) -> None:
     assert bounds.margin_of(spread_share) == pytest.approx(margin)
 
@@ -230,8 +233,8 @@ def test_recording_keeps_what_was_not_measured_and_leaves_out_counts(tmp_path: P
     bounds.record({"memory.sdk_to_ours": Summary(4, 3.8, 4.2, 5), "churn.wrong": exactly(0)}, path)
     bounds.record({"export.stock_to_ours": exactly(2)}, path)
     assert bounds.load(path) == {
-        "export.stock_to_ours": Recorded(2, 0, 0.25),
-        "memory.sdk_to_ours": Recorded(4, 0.1, 0.3),
+        "export.stock_to_ours": Recorded(2, 0, 0.4),
+        "memory.sdk_to_ours": Recorded(4, 0.1, 0.4),
     }
 
 
@@ -248,7 +251,7 @@ def test_violations_are_of_what_was_measured() -> None:
     assert sentence.startswith("an OTLP export of 1,000 agents")
     assert [row[0] for row in bounds.table(ratios).rows] == [
         "an OTLP export of 1,000 agents: stock path ÷ ours",
-        "memory per agent: SDK ÷ ours",
+        "memory for an agent's series: SDK ÷ ours",
     ]
 
 
