@@ -90,6 +90,13 @@ class InstrumentsBridge:
             if name.startswith(("amptalk.agent.", "amptalk.state.", "amptalk.operation.")):
                 forget_series(instrument, lambda attributes: _identity(attributes) in identities)
 
+    def forget(self, operations: Iterable[OperationKey]) -> None:
+        """The series of operations that nobody measures any more go, as far as the provider can."""
+        leaving = {_identity(operation_attributes(key)) for key in operations}
+        if leaving:
+            leaving -= {identity for owner in self._owners() for identity in _identities(owner)}
+            forget_series(self._instruments[OPERATION_DURATION], lambda attributes: _identity(attributes) in leaving)
+
     def _owners(self) -> list[Reported]:
         """Whoever is reported; two of them may have series in common."""
         with self._lock:

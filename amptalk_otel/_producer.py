@@ -21,7 +21,7 @@ from amptalk_otel import _guard
 from amptalk_otel._catalogue import CATALOGUE, SCOPE_NAME, Attributes, Kind, Metric, Owner, Snapshot, owners
 from amptalk_otel._pace import Pace
 from amptalk_otel._reading import read_operations
-from amptalk_otel._recorder import OperationRecorder, Reported
+from amptalk_otel._recorder import OperationKey, OperationRecorder, Reported
 from amptalk_otel._sources import Breathe, Source, Sources
 from amptalk_otel._system import System
 from amptalk_otel._version import __version__
@@ -70,6 +70,9 @@ class ProducerBridge:
                 self._measuring = tuple(owner for owner in self._measuring if owner not in leaving)
                 still_measured = {key for owner in self._measuring for key in owner.durations.copy()}
                 self.sources.keep([reading for owner in leaving for reading in read_operations(owner)], still_measured)
+
+    def forget(self, operations: Iterable[OperationKey]) -> None:
+        """Nothing: what is not read any more is gone."""
 
 
 class _Series:

@@ -88,6 +88,10 @@ class StateRecorder:
             observer.operated(self.storage, key[0], key[1], seconds)
 
 
+MAX_OPERATIONS = 10_000
+"""Operations of all agents together, before the rest is `_OTHER`: the ids are the program's, and may be anything."""
+
+
 class OperationRecorder(Reported):
     """The durations of operations that a program measures itself. May be written from any thread."""
 
@@ -95,18 +99,32 @@ class OperationRecorder(Reported):
         super().__init__()
         self.durations: dict[OperationKey, BucketCounts] = {}
         self.clock = clock
+        self._of_agent: dict[str, list[OperationKey]] = {}
         self._lock = threading.Lock()
 
     def measured(self, agent_id: str, agent_name: str | None, operation: str, seconds: float) -> None:
         """One operation took `seconds`. After 50 operations of an agent the rest is `_OTHER`."""
         with self._lock:
             key = self._key(agent_id, agent_name, operation)
-            self.durations.setdefault(key, BucketCounts(DURATION_BOUNDS_S)).record(seconds)
+            if key not in self.durations:
+                self.durations[key] = BucketCounts(DURATION_BOUNDS_S)
+                self._of_agent.setdefault(key[0], []).append(key)
+            self.durations[key].record(seconds)
         for observer in self.observers:
             observer.measured(key, seconds)
 
     def _key(self, agent_id: str, agent_name: str | None, operation: str) -> OperationKey:
         key = (agent_id, agent_name, operation)
-        if key in self.durations or sum(1 for known in self.durations if known[0] == agent_id) < MAX_DISTINCT:
+        if key in self.durations:
             return key
-        return (agent_id, agent_name, OTHER)
+        if len(self.durations) >= MAX_OPERATIONS:
+            return (OTHER, None, OTHER)
+        return key if len(self._of_agent.get(agent_id, ())) < MAX_DISTINCT else (agent_id, agent_name, OTHER)
+
+    def forget(self, agent_id: str) -> list[OperationKey]:
+        """The agent is gone for good. Returns what was known of it."""
+        with self._lock:
+            forgotten = self._of_agent.pop(agent_id, [])
+            for key in forgotten:
+                del self.durations[key]
+        return forgotten

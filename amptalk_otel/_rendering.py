@@ -173,6 +173,7 @@ class Renderer:
                         if labels is None:
                             attributes = {"message.type": reading.message_type, read.attribute: value}
                             labels = self._label(known, agent, shape, attributes)
+                            labels = series[key] = (labels[0], "", "")  # these have no buckets
                         parts.append(write(labels, number))
 
     def _label(self, known: _Agent, agent: AgentReading, shape: Shape, attributes: Attributes) -> Labels:

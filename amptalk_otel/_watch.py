@@ -208,7 +208,12 @@ class Watch:
             if hook.recorder.clock() - left_at > self._config.departed_agents_linger_s:
                 del self._departed[agent_id]
                 retired.append(hook.recorder)
+                self._forget_operations(agent_id)
         return retired
+
+    def _forget_operations(self, agent_id: str) -> None:
+        if all(shared.hook.recorder.agent_id != agent_id for shared in self._agents.values()):
+            self._bridge.forget(self.operations.forget(agent_id))
 
     # -- leaving -------------------------------------------------------------------------------------
 

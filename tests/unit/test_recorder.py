@@ -10,10 +10,18 @@ from typing import Any
 
 import pytest
 
+from amptalk_otel import _recorder
 from amptalk_otel._agent_recorder import AgentRecorder, nobody
 from amptalk_otel._labels import MAX_DISTINCT, OTHER
 from amptalk_otel._reading import TypeReading, read_types
-from amptalk_otel._recorder import Observer, OperationKey, OrchestratorRecorder, StateOwner, StateRecorder
+from amptalk_otel._recorder import (
+    Observer,
+    OperationKey,
+    OperationRecorder,
+    OrchestratorRecorder,
+    StateOwner,
+    StateRecorder,
+)
 from tests.support import Clock
 
 make_enum: Any = Enum
@@ -254,6 +262,42 @@ def test_the_orchestrators_undeliverable_series_are_bounded() -> None:
         watched.undeliverable_one(message(kind), "expired")
     assert len(watched.routed) == len(watched.undeliverable) == MAX_DISTINCT + 1
     assert watched.routed[OTHER] == watched.undeliverable[OTHER, "expired"] == 10
+
+
+def test_operations_are_bounded_for_each_agent_and_for_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = OperationRecorder()
+    for number in range(60):
+        watched.measured("a", "A", f"operation {number}", 1.0)
+    assert len(watched.durations) == MAX_DISTINCT + 1
+    assert sum(watched.durations["a", "A", OTHER].counts) == 10
+    monkeypatch.setattr(_recorder, "MAX_OPERATIONS", MAX_DISTINCT + 2)
+    for name in ("b", "c", "d"):
+        watched.measured(name, None, "transcribe", 1.0)
+    watched.measured("b", None, "transcribe", 1.0)
+    assert sum(watched.durations["b", None, "transcribe"].counts) == 2
+    assert sum(watched.durations[OTHER, None, OTHER].counts) == 2
+    assert len(watched.durations) == MAX_DISTINCT + 3
+
+
+def test_operations_of_an_agent_that_is_gone_are_forgotten() -> None:
+    watched = OperationRecorder()
+    for name in ("a", "b", "a"):
+        watched.measured(name, None, "transcribe", 1.0)
+    watched.forget("a")
+    watched.forget("nobody")
+    assert list(watched.durations) == [("b", None, "transcribe")]
+    watched.measured("a", None, "transcribe", 1.0)
+    assert sum(watched.durations["a", None, "transcribe"].counts) == 1
+
+
+def test_what_is_kept_of_types_and_messages_does_not_grow_with_either() -> None:
+    watched = recorder()
+    for number in range(2_000):
+        pass_through(watched, message(f"kind {number}"))
+        pass_through(watched, message(KINDS[number % 60]))
+    assert len(watched.records) == MAX_DISTINCT + 1
+    assert len(watched.by_type) <= MAX_DISTINCT
+    assert (len(watched.waiting), watched.unstarted, watched.retrying) == (0, {}, {})
 
 
 def test_a_state_operation_that_succeeds_is_never_an_error_however_many_errors_there_were() -> None:

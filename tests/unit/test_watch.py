@@ -75,6 +75,9 @@ async def test_an_agent_that_left_lingers_with_its_last_values_and_then_goes_alt
     await handle(agent, note())
     await agent.enqueue_message(note())
     orchestrator.unregister_agent("a")
+    operations = watch_of(seen.handle).operations
+    for agent_id in "ab":
+        operations.measured(agent_id, None, "transcribe", 1.0)
     whole = {"received": 2, "processed": 1, "dropped": {"unregistered": 1}, "waits": 1, "works": 1}
     assert counts(seen.reading()) == whole
     clock.advance(LINGERS_S)
@@ -86,8 +89,10 @@ async def test_an_agent_that_left_lingers_with_its_last_values_and_then_goes_alt
     assert told[key("amptalk.agent.message.process.duration", **owner, message_type="command")][0] == 1
     assert told[key("amptalk.agent.running", **owner)] == 0
     assert told[key("amptalk.agent.queue.size", **owner)] == 0
+    assert [agent_id for agent_id, _name, _operation in operations.durations] == ["a", "b"]
     clock.advance(0.001)
     assert seen.handle.read() == []
+    assert [agent_id for agent_id, _name, _operation in operations.durations] == ["b"]
     assert seen.told(agent) == {}
     seen.end()
 
