@@ -144,7 +144,7 @@ class AgentsToRead:
 
     def __init__(self, readers: Iterable[AgentReader], breathe: Callable[[], None]) -> None:
         """`breathe` is called after each."""
-        self.readers = tuple(readers)
+        self.readers: tuple[AgentReader, ...] = tuple(readers)
         self._breathe = breathe
 
     def __len__(self) -> int:
