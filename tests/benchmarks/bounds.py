@@ -5,7 +5,8 @@ is what the full form measured on one quiet machine (`--record` writes it to rec
 ratio is worse than that by more than its margin.
 
 The margin comes from the spread of the recording: `SPREADS` times the distance of its quartiles, but never under
-`LEAST_MARGIN` (another machine, another Python) nor over `GREATEST_MARGIN` (else it would catch nothing).
+`LEAST_MARGIN` (another machine, another Python; and whole runs on one machine were seen to differ by a third) nor over
+`GREATEST_MARGIN` (else it would catch nothing).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tests.benchmarks.harness import Summary
 from tests.benchmarks.report import TIMES, Table, number, spread
 
 SPREADS = 3.0
-LEAST_MARGIN = 0.4
+LEAST_MARGIN = 0.5
 GREATEST_MARGIN = 0.6
 RECORDED_FILE = Path(__file__).with_name("recorded.json")
 
