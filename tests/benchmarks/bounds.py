@@ -78,8 +78,9 @@ BOUNDS: tuple[Bound, ...] = (
     Bound("messages.types.prometheus_client_to_ours", "a message, eight types: prometheus_client by hand ÷ ours", 4.0),
     Bound("scrape.stock_to_ours", "a scrape of 1,000 agents: stock reader ÷ ours", 12.0),
     Bound("scrape.prometheus_client_to_ours", "a scrape of 1,000 agents: prometheus_client ÷ ours", 8.0),
-    Bound("scrape.gzip.stock_to_ours", "the same, compressed: stock reader ÷ ours", 12.0),
-    Bound("scrape.gzip.prometheus_client_to_ours", "the same, compressed: prometheus_client ÷ ours", 8.0),
+    # Not promised: zlib's work comes on top, a third of ours, and it is the same for all.
+    Bound("scrape.gzip.stock_to_ours", "the same, compressed: stock reader ÷ ours", None),
+    Bound("scrape.gzip.prometheus_client_to_ours", "the same, compressed: prometheus_client ÷ ours", None),
     Bound("scrape.linear", "a scrape per agent: of 10,000 ÷ of 1,000", 1.5, at_most=True),
     Bound("export.stock_to_ours", "an OTLP export of 1,000 agents: stock path ÷ ours", 2.0),
     Bound("loop_delay.quiet.p99", "loop delay above idle, p99", 1.0, at_most=True, unit="ms", recordable=False,
