@@ -28,10 +28,10 @@ from operator import attrgetter
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, BucketCounts
-from amptalk_otel._labels import MAX_DISTINCT, NO_COUNTS, OTHER, count_in, error_type_of, message_of, message_type_of
+from amptalk_otel._labels import MAX_DISTINCT, OTHER, count_in, error_type_of, message_of, message_type_of
 from amptalk_otel._payload import payload_size
 from amptalk_otel._recorder import StateOwner
+from amptalk_otel._type_recorder import NEVER, TypeRecorder, queued_of
 from amptalk_otel._waiting import UNKNOWN_ARRIVAL, ByMessage, Waiting
 
 if TYPE_CHECKING:
@@ -47,49 +47,12 @@ NOTHING = object()
 IN_WORK = object()
 """In place of a message that was taken and is being processed."""
 
-_NEVER = 2**62
-
 TaskReference = Callable[[], "asyncio.Task[Any] | None"]
 """A weak reference: a task that nobody else holds keeps its agent alive."""
 
 
 def nobody() -> None:
     """The reference to no task."""
-
-
-class TypeRecorder:
-    """The counts of one message type at one agent."""
-
-    __slots__ = (
-        "dropped",
-        "failed",
-        "lost",
-        "message_type",
-        "next_size_at",
-        "process",
-        "received",
-        "retries",
-        "sent",
-        "size",
-        "undeliverable",
-        "unwaited",
-        "wait",
-    )
-
-    def __init__(self, message_type: str, *, next_size_at: int = _NEVER) -> None:
-        self.message_type = message_type
-        self.next_size_at = next_size_at  # the value of `received` at which a payload is measured
-        self.received = 0
-        self.unwaited = 0  # left the inbox without a known wait
-        self.lost = 0  # failed without a processing time: taken and never begun
-        self.sent = 0
-        self.failed: dict[str, int] = NO_COUNTS  # by error.type
-        self.dropped: dict[str, int] = NO_COUNTS  # by reason
-        self.undeliverable: dict[str, int] = NO_COUNTS  # by reason
-        self.retries: dict[str, int] = NO_COUNTS  # by error.type
-        self.wait = BucketCounts(DURATION_BOUNDS_S)
-        self.process = BucketCounts(DURATION_BOUNDS_S)
-        self.size = BucketCounts(SIZE_BOUNDS_BYTES)
 
 
 _NO_TYPE = TypeRecorder("")
@@ -431,7 +394,7 @@ class AgentRecorder(StateOwner):
             message_type = OTHER
             record = self._by_name.get(OTHER)
         if record is None:
-            first = 1 if self._size_sample_every else _NEVER
+            first = 1 if self._size_sample_every else NEVER
             record = self._by_name[message_type] = TypeRecorder(message_type, next_size_at=first)
             self.records.append(record)
         if message_type == OTHER:
@@ -450,16 +413,6 @@ class AgentRecorder(StateOwner):
         record.size.record(size_bytes)
         for observer in self.observers:
             observer.sized(record.message_type, size_bytes)
-
-
-def left_of(record: TypeRecorder) -> int:
-    """Messages of this type that left the inbox, whoever took them."""
-    return sum(record.wait.counts) + record.unwaited
-
-
-def queued_of(record: TypeRecorder) -> int:
-    """Messages of this type in the inbox."""
-    return record.received - left_of(record)
 
 
 def _retry_count(message: Any) -> int | None:

@@ -71,7 +71,8 @@ class Sources:
 
         A source that can't be read leaves the others.
         """
-        return distinct(sum(self._parts(breathe), Snapshot()))
+        together = self.stream(breathe)
+        return replace(together, agents=tuple(together.agents))
 
     def stream(self, breathe: Breathe = _never) -> Snapshot:
         """The same, with agents that are read when they are gone through, once.
@@ -79,13 +80,13 @@ class Sources:
         Where two of them would be the same series they are read and added up before.
         """
         parts = self._parts(breathe)
+        rest = sum((replace(part, agents=()) for part in parts), Snapshot())
         to_read = [part.agents for part in parts if isinstance(part.agents, AgentsToRead)]
+        were_read = [agent for part in parts if not isinstance(part.agents, AgentsToRead) for agent in part.agents]
         agents = AgentsToRead.together(to_read, breathe)
-        has_others = any(part.agents and not isinstance(part.agents, AgentsToRead) for part in parts)
-        if has_others or not agents.are_distinct():
-            return distinct(sum(parts, Snapshot()))
-        rest = distinct(sum((replace(part, agents=()) for part in parts), Snapshot()))
-        return replace(rest, agents=agents)
+        if were_read or not agents.are_distinct():
+            return distinct(replace(rest, agents=(*agents, *were_read)))
+        return replace(distinct(rest), agents=agents)
 
     def _parts(self, breathe: Breathe) -> list[Snapshot]:
         """What each source reads, and what is kept of those who left."""

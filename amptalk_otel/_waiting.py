@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from amptalk_otel._agent_recorder import TypeRecorder
+from amptalk_otel._type_recorder import TypeRecorder
 
 UNKNOWN_ARRIVAL = 0.0
 """The message was there before us, or came past us: no made-up wait time."""
 
-Arrival = tuple["TypeRecorder", float]
+Arrival = tuple[TypeRecorder, float]
 """A message's type, and when it arrived on the recorder's clock."""
 
 _TRIES = 50

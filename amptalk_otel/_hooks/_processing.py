@@ -8,11 +8,12 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from amptalk_otel._agent_recorder import IN_WORK, NOTHING, AgentRecorder, Flight, TypeRecorder
+from amptalk_otel._agent_recorder import IN_WORK, NOTHING, AgentRecorder, Flight
 from amptalk_otel._buckets import DURATION_BOUNDS_S
 from amptalk_otel._guard import guarded, swallow
 from amptalk_otel._hooks._tasks import callers
 from amptalk_otel._patch import Patches, covering_one_argument
+from amptalk_otel._type_recorder import TypeRecorder
 
 
 class Processing:

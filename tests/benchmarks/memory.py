@@ -15,7 +15,7 @@ import psutil
 from tests.benchmarks.harness import differences, progress, ratio, summarize, turns
 from tests.benchmarks.peers import NOTHING, OURS, PROMETHEUS_CLIENT, SDK, STOCK, pieces, watch
 from tests.benchmarks.population import TYPES, Population
-from tests.benchmarks.report import Result, Table, spread, times
+from tests.benchmarks.report import Result, Table, number, spread, times
 from tests.benchmarks.workers import Child
 
 PEERS = (NOTHING, OURS, PROMETHEUS_CLIENT, SDK, STOCK)
@@ -56,6 +56,15 @@ def run(*, short: bool) -> Result:
         )
         for peer, steps in held.items()
     )
+    with Child("memory", peer=OURS, types=len(TYPES)) as worker:
+        of_all_types = dict(zip(_STEPS, worker.ask("grow"), strict=True))
+    progress(f"{len(TYPES)} message types")
+    of_one_type = {step: summarize(grown[OURS][step]).median for step in _STEPS}
+    more = [(of_all_types[step] - of_one_type[step]) / (len(TYPES) - 1) for step in _STEPS[1:3]]
+    types = Table(
+        ("each further message type", *(f"{step}, kB an agent" for step in _STEPS[1:3])),
+        ((OURS, *(number(kilobytes) for kilobytes in more)),),
+    )
     table = Table(("", *(f"{step}, kB an agent" for step in _STEPS), "for its series, kB an agent", "÷ ours"), rows)
     notes = (
         f"{AGENTS:,} agents, one message each; {rounds} fresh process{'es' if rounds > 1 else ''} for each row.",
@@ -65,7 +74,7 @@ def run(*, short: bool) -> Result:
         "What ours takes before that are wrappers, which count messages for whoever wants to know. Peers by hand have "
         "none: their code stands in the program, and is the same for all agents.",
     )
-    return Result("memory", (table,), ratios, notes)
+    return Result("memory", (table, types), ratios, notes)
 
 
 _LABELS = {STOCK: "amptalk_otel's instruments on the stock reader"}
@@ -74,16 +83,17 @@ _LABELS = {STOCK: "amptalk_otel's instruments on the stock reader"}
 class Worker:
     """Agents whose instrumentation is weighed."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, types: int = 1) -> None:
         self._peer = peer
+        self._types = TYPES[:types]
 
     async def prepare(self) -> None:
         """Import, and do once, all that will be done: only what grows with agents shall be weighed."""
-        await _go_through(self._peer, Population(_WARM_UP_AGENTS, types=TYPES[:1]))
+        await _go_through(self._peer, Population(_WARM_UP_AGENTS, types=self._types))
 
     async def grow(self) -> list[float]:
         """By how many kB an agent the process grew, at each of the `_STEPS`."""
-        population = Population(AGENTS, types=TYPES[:1])
+        population = Population(AGENTS, types=self._types)
         await population.start()
         before = _resident()
         return [(resident - before) / 1e3 / AGENTS for resident in await _go_through(self._peer, population, keep=True)]
@@ -94,6 +104,8 @@ async def _go_through(peer: str, population: Population, *, keep: bool = False) 
     watched = await watch(peer, population)
     weighed = [_resident()]
     await watched.touch()
+    if len(population.types) > 1:
+        await population.send(population.messages(len(population.agents) * len(population.types)))
     weighed.append(_resident())
     _forget_peak()
     if watched.url is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from amptalk_otel._agent_recorder import TypeRecorder
+from amptalk_otel._type_recorder import TypeRecorder
 from amptalk_otel._waiting import UNKNOWN_ARRIVAL, Arrival, ByMessage, InOrder, Waiting
 
 RECORD = TypeRecorder("kind")
