@@ -404,10 +404,10 @@ class AgentRecorder(StateOwner):
             self.by_type[raw] = record  # next time without the search
         return record
 
-    def measure_size(self, record: TypeRecorder, message: Any) -> None:
+    def measure_size(self, record: TypeRecorder, item: Any) -> None:
         """Measure the payload of one message in so many, beginning with the first."""
         record.next_size_at = record.received + self._size_sample_every
-        size_bytes = payload_size(self._payload_of(message))
+        size_bytes = payload_size(self._payload_of(message_of(item)))
         if size_bytes is None:
             return
         record.size.record(size_bytes)

@@ -158,6 +158,7 @@ class Inbox:
                     if (
                         loop is None
                         or not loop.cr_running  # then somebody else takes the message
+                        or isinstance(item, tuple)  # then the message is inside
                         or recorder.next_message is not NOTHING
                         or len(arrivals) != len(queue._queue) + 1  # noqa: SLF001 - the store may be changed directly
                     ):

@@ -475,6 +475,19 @@ async def test_an_inbox_that_is_shut_down_at_once_loses_its_messages_to_whoever_
         assert counts(hook.read()) == {"received": 3, "dropped": {"taken": 3}, "waits": 3}
 
 
+@in_loop
+async def test_messages_inside_the_tuples_of_a_plain_queue_are_counted_and_measured() -> None:
+    agent = Tupled()
+    with hooked(agent) as hook:
+        await agent.start()
+        for number in range(3):
+            agent.input_queue.put_nowait((number, note(payload={"text": "x" * 100})))  # type: ignore[arg-type]
+        await settle()
+        await agent.stop()
+        assert counts(hook.read()) == {"received": 3, "processed": 3, "waits": 3, "works": 3}
+        assert hook.read().size_histogram.sum == len('{"text": ""}') + 100
+
+
 # -- changed behind our back ---------------------------------------------------------------------------
 
 
