@@ -18,9 +18,6 @@ from amptalk_otel._reading import AgentReading, OperationReading, OrchestratorRe
 from amptalk_otel._recorder import OperationKey
 from amptalk_otel._system import System
 
-SCOPE_NAME = "amptalk_otel"
-"""The instrumentation scope of all these metrics."""
-
 Attributes = Mapping[str, str]
 Sample = tuple[Attributes, "int | float | Distribution"]
 Read = Callable[[Any], Iterable[Sample]]

@@ -15,7 +15,8 @@ from prometheus_client.metrics_core import Metric as StockFamily
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
-from amptalk_otel._catalogue import CATALOGUE, SCOPE_NAME, Kind, Metric
+from amptalk_otel._catalogue import CATALOGUE, Kind, Metric
+from amptalk_otel._version import SCOPE_NAME
 
 EOF = b"# EOF\n"
 _MARK = "metric"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+from opentelemetry.sdk.trace.export import SpanExporter
 
 from amptalk_otel.config import Config
+
+_Exporter = TypeVar("_Exporter")
 
 
 class MissingExtraError(RuntimeError):
@@ -16,16 +20,90 @@ class MissingExtraError(RuntimeError):
 
 def metric_exporter(config: Config) -> MetricExporter:
     """The exporter that `config` describes. Raises MissingExtraError with the line that installs it."""
+    return _made("metrics", config, grpc=_metrics_over_grpc, http=_metrics_over_http)
+
+
+def span_exporter(config: Config) -> SpanExporter:
+    """The exporter of spans that `config` describes. Raises MissingExtraError with the line that installs it."""
+    return _made("traces", config, grpc=_spans_over_grpc, http=_spans_over_http)
+
+
+def _made(
+    signal: str, config: Config, *, grpc: Callable[[_Settings], _Exporter], http: Callable[[_Settings], _Exporter]
+) -> _Exporter:
+    settings = _Settings(config, signal)
     try:
-        return _over_grpc(config) if config.otlp_protocol == "grpc" else _over_http(config)
+        return grpc(settings) if settings.of("protocol") == "grpc" else http(settings)
     except ImportError:
+        what = "spans" if signal == "traces" else signal
         raise MissingExtraError(
-            "metrics are not pushed: the otlp exporter is not installed; run: pip install 'amptalk_otel[otlp]'"
+            f"{what} are not pushed: the otlp exporter is not installed; run: pip install 'amptalk_otel[otlp]'"
         ) from None
 
 
-def _over_http(config: Config) -> MetricExporter:
-    from opentelemetry.exporter.otlp.proto.http import Compression
+class _Settings:
+    """Those of one signal, `metrics` or `traces`, which go before those of all."""
+
+    def __init__(self, config: Config, signal: str) -> None:
+        self._config = config
+        self._signal = signal
+
+    def of(self, name: str) -> Any:
+        own = getattr(self._config, f"otlp_{self._signal}_{name}")
+        return getattr(self._config, f"otlp_{name}") if own is None else own
+
+    def for_http(self) -> dict[str, Any]:
+        """The arguments of the exporters over HTTP."""
+        from opentelemetry.exporter.otlp.proto.http import Compression
+
+        own = getattr(self._config, f"otlp_{self._signal}_endpoint")
+        base = self._config.otlp_endpoint or "http://localhost:4318"
+        return {
+            "endpoint": own or f"{base.rstrip('/')}/v1/{self._signal}",
+            "headers": dict(self.of("headers")) or None,
+            "timeout": self.of("timeout_s"),
+            "compression": Compression(self.of("compression")),
+            "certificate_file": self.of("certificate"),
+            "client_key_file": self.of("client_key"),
+            "client_certificate_file": self.of("client_certificate"),
+        }
+
+    def for_grpc(self) -> dict[str, Any]:
+        """The arguments of the exporters over gRPC."""
+        from grpc import Compression
+
+        compressions = {"none": Compression.NoCompression, "gzip": Compression.Gzip, "deflate": Compression.Deflate}
+        return {
+            "endpoint": self.of("endpoint") or "http://localhost:4317",
+            "insecure": self.of("insecure"),
+            "credentials": self._credentials(),
+            "headers": {name.lower(): value for name, value in self.of("headers").items()},  # gRPC takes no other
+            "timeout": self.of("timeout_s"),
+            "compression": compressions[self.of("compression")],
+        }
+
+    def _credentials(self) -> Any:
+        files = [self.of(name) for name in ("certificate", "client_key", "client_certificate")]
+        if files[0] is None and files[2] is None:
+            return None
+        from grpc import ssl_channel_credentials
+
+        return ssl_channel_credentials(*(Path(path).read_bytes() if path is not None else None for path in files))
+
+
+def _spans_over_http(settings: _Settings) -> SpanExporter:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(**settings.for_http())
+
+
+def _spans_over_grpc(settings: _Settings) -> SpanExporter:
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    return OTLPSpanExporter(**settings.for_grpc())
+
+
+def _metrics_over_http(settings: _Settings) -> MetricExporter:
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 
     from amptalk_otel._encoding import Encoder
@@ -44,20 +122,10 @@ def _over_http(config: Config) -> MetricExporter:
             result: MetricExportResult = send(encoder.encode(metrics_data))
             return result
 
-    base = config.otlp_endpoint or "http://localhost:4318"
-    return Exporter(
-        endpoint=config.otlp_metrics_endpoint or base.rstrip("/") + "/v1/metrics",
-        headers=dict(config.otlp_headers) or None,
-        timeout=config.otlp_timeout_s,
-        compression=Compression(config.otlp_compression),
-        certificate_file=config.otlp_certificate,
-        client_key_file=config.otlp_client_key,
-        client_certificate_file=config.otlp_client_certificate,
-    )
+    return Exporter(**settings.for_http())
 
 
-def _over_grpc(config: Config) -> MetricExporter:
-    from grpc import Compression
+def _metrics_over_grpc(settings: _Settings) -> MetricExporter:
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 
     from amptalk_otel._encoding import Encoder
@@ -70,26 +138,4 @@ def _over_grpc(config: Config) -> MetricExporter:
         def _translate_data(self, data: MetricsData) -> Any:
             return encoder.encode(data)
 
-    compressions = {"none": Compression.NoCompression, "gzip": Compression.Gzip, "deflate": Compression.Deflate}
-    return Exporter(
-        endpoint=config.otlp_metrics_endpoint or config.otlp_endpoint or "http://localhost:4317",
-        insecure=config.otlp_insecure,
-        credentials=_credentials(config),
-        headers={name.lower(): value for name, value in config.otlp_headers.items()},  # gRPC takes no other
-        timeout=config.otlp_timeout_s,
-        compression=compressions[config.otlp_compression],
-    )
-
-
-def _credentials(config: Config) -> Any:
-    if config.otlp_certificate is None and config.otlp_client_certificate is None:
-        return None
-    from grpc import ssl_channel_credentials
-
-    return ssl_channel_credentials(
-        _content(config.otlp_certificate), _content(config.otlp_client_key), _content(config.otlp_client_certificate)
-    )
-
-
-def _content(path: str | None) -> bytes | None:
-    return Path(path).read_bytes() if path is not None else None
+    return Exporter(**settings.for_grpc())

@@ -144,6 +144,22 @@ def milliseconds(text: str) -> float:
     return value
 
 
+def _check_ratio(value: Any) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= 1:
+        raise ValueError("must be a number from 0 to 1")
+
+
+@_with_check(_check_ratio)
+def ratio(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError("must be a number from 0 to 1") from None
+    _check_ratio(value)
+    return value
+
+
 def _number(text: str) -> float:
     try:
         return float(text)

@@ -22,7 +22,7 @@ class Setting:
     secret: bool = False
 
 
-SETTINGS: tuple[Setting, ...] = (
+_EVERYTHING: tuple[Setting, ...] = (
     Setting("sdk_disabled", ("OTEL_SDK_DISABLED",), types.boolean,
             "`true` switches everything off: nothing is measured, nothing is served."),
     Setting("service_name", ("OTEL_SERVICE_NAME",), types.text,
@@ -41,29 +41,40 @@ SETTINGS: tuple[Setting, ...] = (
             "Time between two pushes of the `otlp` and `console` exporters; the variable is in milliseconds."),
     Setting("metric_export_timeout_s", ("OTEL_METRIC_EXPORT_TIMEOUT",), types.milliseconds,
             "Longest time that one collection for a push may take; the variable is in milliseconds."),
-    Setting("otlp_protocol", ("OTEL_EXPORTER_OTLP_METRICS_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"),
-            types.choice("http/protobuf", "grpc"), "Transport of the `otlp` exporter: `http/protobuf` or `grpc`."),
+    Setting("otlp_protocol", ("OTEL_EXPORTER_OTLP_PROTOCOL",), types.choice("http/protobuf", "grpc"),
+            "Transport of the `otlp` exporters: `http/protobuf` or `grpc`."),
     Setting("otlp_endpoint", ("OTEL_EXPORTER_OTLP_ENDPOINT",), types.url,
             "Collector to push to; without one `http://localhost:4318`, or port 4317 for `grpc`. "
-            "For `http/protobuf`, `/v1/metrics` is appended."),
-    Setting("otlp_metrics_endpoint", ("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT",), types.url,
-            "Collector to push metrics to, used as it is; goes before `otlp_endpoint`."),
-    Setting("otlp_headers", ("OTEL_EXPORTER_OTLP_METRICS_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"), types.pairs,
+            "For `http/protobuf`, `/v1/metrics` or `/v1/traces` is appended."),
+    Setting("otlp_headers", ("OTEL_EXPORTER_OTLP_HEADERS",), types.pairs,
             "Headers of each push, as `key=value,key=value`, percent-encoded. Never logged or shown.", secret=True),
-    Setting("otlp_timeout_s", ("OTEL_EXPORTER_OTLP_METRICS_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT"), types.seconds,
+    Setting("otlp_timeout_s", ("OTEL_EXPORTER_OTLP_TIMEOUT",), types.seconds,
             "Longest time that one push may take, retries included; in seconds, as OpenTelemetry's Python SDK has it."),
-    Setting("otlp_compression", ("OTEL_EXPORTER_OTLP_METRICS_COMPRESSION", "OTEL_EXPORTER_OTLP_COMPRESSION"),
-            types.choice("none", "gzip", "deflate"),
+    Setting("otlp_compression", ("OTEL_EXPORTER_OTLP_COMPRESSION",), types.choice("none", "gzip", "deflate"),
             "Compression of each push: `none`, `gzip` or (over HTTP) `deflate`."),
-    Setting("otlp_insecure", ("OTEL_EXPORTER_OTLP_METRICS_INSECURE", "OTEL_EXPORTER_OTLP_INSECURE"), types.boolean,
+    Setting("otlp_insecure", ("OTEL_EXPORTER_OTLP_INSECURE",), types.boolean,
             "gRPC without TLS for an endpoint that has no scheme."),
-    Setting("otlp_certificate", ("OTEL_EXPORTER_OTLP_METRICS_CERTIFICATE", "OTEL_EXPORTER_OTLP_CERTIFICATE"),
-            types.text, "File with the certificates that a collector's TLS certificate is checked against."),
-    Setting("otlp_client_key", ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_KEY", "OTEL_EXPORTER_OTLP_CLIENT_KEY"),
-            types.text, "File with the private key for mutual TLS."),
-    Setting("otlp_client_certificate",
-            ("OTEL_EXPORTER_OTLP_METRICS_CLIENT_CERTIFICATE", "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"),
-            types.text, "File with the certificate for mutual TLS."),
+    Setting("otlp_certificate", ("OTEL_EXPORTER_OTLP_CERTIFICATE",), types.text,
+            "File with the certificates that a collector's TLS certificate is checked against."),
+    Setting("otlp_client_key", ("OTEL_EXPORTER_OTLP_CLIENT_KEY",), types.text,
+            "File with the private key for mutual TLS."),
+    Setting("otlp_client_certificate", ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",), types.text,
+            "File with the certificate for mutual TLS."),
+    Setting("traces_exporters", ("OTEL_TRACES_EXPORTER",), types.choices("otlp", "console", "none"),
+            "Where spans go, comma-separated: `otlp`, `console` or `none`."),
+    Setting("traces_sampler", ("OTEL_TRACES_SAMPLER",), types.choice(
+                "always_on", "always_off", "traceidratio",
+                "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"),
+            "Which traces are recorded, by the names of OpenTelemetry's samplers."),
+    Setting("traces_sampler_arg", ("OTEL_TRACES_SAMPLER_ARG",), types.ratio,
+            "The share of traces that `traceidratio` and `parentbased_traceidratio` record, from 0 to 1."),
+    Setting("propagators", ("OTEL_PROPAGATORS",),
+            types.choices("tracecontext", "baggage", "b3", "b3multi", "jaeger", "xray", "ottrace", "none"),
+            "How a message carries its context, comma-separated; all but `tracecontext` and `baggage` need a package "
+            "of their own."),
+    Setting("trace_relation", ("AMPTALK_OTEL_TRACE_RELATION",), types.choice("parent", "link", "both"),
+            "How the processing of a message is related to its sending: `parent` (one trace for a conversation), "
+            "`link` (one for each message), or `both`."),
     Setting("exemplar_filter", ("OTEL_METRICS_EXEMPLAR_FILTER",),
             types.choice("trace_based", "always_on", "always_off"),
             "Which measurements may carry exemplars: `trace_based`, `always_on` or `always_off`."),
@@ -76,6 +87,25 @@ SETTINGS: tuple[Setting, ...] = (
             "Zero-code start: further modules whose class `Orchestrator` is instrumented, comma-separated, "
             "each the end of a dotted name."),
 )  # fmt: skip
+
+
+def _of_signal(signal: str, general: Setting) -> Setting:
+    """The setting that goes before a general one of the OTLP exporters, for `metrics` or `traces` alone."""
+    variable = general.variables[0].replace("_OTLP_", f"_OTLP_{signal.upper()}_")
+    if general.field == "otlp_endpoint":
+        description = f"Collector to push {signal} to, used as it is; goes before `otlp_endpoint`."
+    else:
+        description = f"As `{general.field}`, for {signal} alone; goes before it."
+    field_name = general.field.replace("otlp_", f"otlp_{signal}_")
+    return replace(general, field=field_name, variables=(variable,), description=description)
+
+
+_OTLP = tuple(setting for setting in _EVERYTHING if setting.field.startswith("otlp_"))
+
+SETTINGS: tuple[Setting, ...] = (
+    *_EVERYTHING,
+    *(_of_signal(signal, general) for signal in ("metrics", "traces") for general in _OTLP),
+)
 """Every setting, in the order of the documentation."""
 
 
@@ -98,7 +128,6 @@ class Config:
     metric_export_timeout_s: float = 30.0
     otlp_protocol: str = "http/protobuf"
     otlp_endpoint: str | None = None
-    otlp_metrics_endpoint: str | None = None
     otlp_headers: Mapping[str, str] = field(default_factory=dict)
     otlp_timeout_s: float = 10.0
     otlp_compression: str = "none"
@@ -106,10 +135,33 @@ class Config:
     otlp_certificate: str | None = None
     otlp_client_key: str | None = None
     otlp_client_certificate: str | None = None
+    traces_exporters: tuple[str, ...] = ("none",)
+    traces_sampler: str = "parentbased_always_on"
+    traces_sampler_arg: float = 1.0
+    propagators: tuple[str, ...] = ("tracecontext", "baggage")
+    trace_relation: str = "parent"
     exemplar_filter: str = "trace_based"
     message_size_sample_every: int = 100
     departed_agents_linger_s: float = 300.0
     modules: tuple[str, ...] = ()
+    otlp_metrics_protocol: str | None = None
+    otlp_metrics_endpoint: str | None = None
+    otlp_metrics_headers: Mapping[str, str] | None = None
+    otlp_metrics_timeout_s: float | None = None
+    otlp_metrics_compression: str | None = None
+    otlp_metrics_insecure: bool | None = None
+    otlp_metrics_certificate: str | None = None
+    otlp_metrics_client_key: str | None = None
+    otlp_metrics_client_certificate: str | None = None
+    otlp_traces_protocol: str | None = None
+    otlp_traces_endpoint: str | None = None
+    otlp_traces_headers: Mapping[str, str] | None = None
+    otlp_traces_timeout_s: float | None = None
+    otlp_traces_compression: str | None = None
+    otlp_traces_insecure: bool | None = None
+    otlp_traces_certificate: str | None = None
+    otlp_traces_client_key: str | None = None
+    otlp_traces_client_certificate: str | None = None
 
     def __post_init__(self) -> None:
         for setting in SETTINGS:

@@ -13,6 +13,19 @@ import pytest
 
 from amptalk_otel.config import DEFAULTS, SETTINGS, Config, Setting
 
+# what each setting of the OTLP exporters is called after `otlp_`, and in a variable
+OF_OTLP = {
+    "protocol": "PROTOCOL",
+    "endpoint": "ENDPOINT",
+    "headers": "HEADERS",
+    "timeout_s": "TIMEOUT",
+    "compression": "COMPRESSION",
+    "insecure": "INSECURE",
+    "certificate": "CERTIFICATE",
+    "client_key": "CLIENT_KEY",
+    "client_certificate": "CLIENT_CERTIFICATE",
+}
+
 DEFAULT_VALUES: dict[str, Any] = {
     "sdk_disabled": False,
     "service_name": None,
@@ -25,7 +38,6 @@ DEFAULT_VALUES: dict[str, Any] = {
     "metric_export_timeout_s": 30.0,
     "otlp_protocol": "http/protobuf",
     "otlp_endpoint": None,
-    "otlp_metrics_endpoint": None,
     "otlp_headers": {},
     "otlp_timeout_s": 10.0,
     "otlp_compression": "none",
@@ -33,10 +45,16 @@ DEFAULT_VALUES: dict[str, Any] = {
     "otlp_certificate": None,
     "otlp_client_key": None,
     "otlp_client_certificate": None,
+    "traces_exporters": ("none",),
+    "traces_sampler": "parentbased_always_on",
+    "traces_sampler_arg": 1.0,
+    "propagators": ("tracecontext", "baggage"),
+    "trace_relation": "parent",
     "exemplar_filter": "trace_based",
     "message_size_sample_every": 100,
     "departed_agents_linger_s": 300.0,
     "modules": (),
+    **{f"otlp_{signal}_{name}": None for signal in ("metrics", "traces") for name in OF_OTLP},
 }
 
 NOT_UTF8 = "caf\udce9"  # what os.environ makes of the byte E9
@@ -57,7 +75,6 @@ GOOD: dict[str, tuple[str, Any]] = {
     "metric_export_timeout_s": ("500", 0.5),
     "otlp_protocol": ("grpc", "grpc"),
     "otlp_endpoint": ("http://collector:4318", "http://collector:4318"),
-    "otlp_metrics_endpoint": ("https://collector/in", "https://collector/in"),
     "otlp_headers": ("x-key=1,authorization=Bearer%20abc", {"x-key": "1", "authorization": "Bearer abc"}),
     "otlp_timeout_s": ("2.5", 2.5),
     "otlp_compression": ("GZIP", "gzip"),
@@ -65,10 +82,17 @@ GOOD: dict[str, tuple[str, Any]] = {
     "otlp_certificate": ("ca.pem", "ca.pem"),
     "otlp_client_key": ("key.pem", "key.pem"),
     "otlp_client_certificate": ("client.pem", "client.pem"),
+    "traces_exporters": ("console, OTLP", ("console", "otlp")),
+    "traces_sampler": ("TraceIdRatio", "traceidratio"),
+    "traces_sampler_arg": ("0.25", 0.25),
+    "propagators": ("baggage,b3,", ("baggage", "b3")),
+    "trace_relation": ("Link", "link"),
     "exemplar_filter": ("always_off", "always_off"),
     "message_size_sample_every": ("0", 0),
     "departed_agents_linger_s": ("1000", 1.0),
     "modules": ("meeting.core, other", ("meeting.core", "other")),
+    "otlp_metrics_endpoint": ("https://collector/in", "https://collector/in"),
+    "otlp_traces_endpoint": ("https://collector/spans", "https://collector/spans"),
 }
 
 # variable's text that is wrong, and what the warning says is used instead
@@ -84,7 +108,6 @@ BAD: dict[str, tuple[str, str]] = {
     "metric_export_timeout_s": ("-1", "30.0"),
     "otlp_protocol": ("http/json", "http/protobuf"),
     "otlp_endpoint": ("ftp://collector", "nothing"),
-    "otlp_metrics_endpoint": ("http://", "nothing"),
     "otlp_headers": ("Bearer s3cret", "nothing"),
     "otlp_timeout_s": ("0", "10.0"),
     "otlp_compression": ("brotli", "none"),
@@ -92,10 +115,17 @@ BAD: dict[str, tuple[str, str]] = {
     "otlp_certificate": (NOT_UTF8, "nothing"),
     "otlp_client_key": (NOT_UTF8, "nothing"),
     "otlp_client_certificate": (NOT_UTF8, "nothing"),
+    "traces_exporters": ("zipkin", "none"),
+    "traces_sampler": ("jaeger_remote", "parentbased_always_on"),
+    "traces_sampler_arg": ("1.5", "1.0"),
+    "propagators": ("w3c", "tracecontext,baggage"),
+    "trace_relation": ("child", "parent"),
     "exemplar_filter": ("sometimes", "trace_based"),
     "message_size_sample_every": ("-3", "100"),
     "departed_agents_linger_s": ("nan", "300.0"),
     "modules": ("meeting-core", "nothing"),
+    "otlp_metrics_endpoint": ("http://", "nothing"),
+    "otlp_traces_endpoint": ("grpc://collector", "nothing"),
 }
 
 # bad values given in Python
@@ -111,7 +141,6 @@ BAD_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "metric_export_timeout_s": (None, 0),
     "otlp_protocol": (None, "http/json", "GRPC", 1),
     "otlp_endpoint": ("", "ftp://collector", "http://", "http://a b", "http://host:0", "http://host:99999", 4318),
-    "otlp_metrics_endpoint": ("", "http://"),
     "otlp_headers": (None, "a=b", {"a": 1}),
     "otlp_timeout_s": (None, 0, "10"),
     "otlp_compression": (None, "brotli"),
@@ -119,11 +148,25 @@ BAD_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "otlp_certificate": ("", b"ca.pem"),
     "otlp_client_key": ("",),
     "otlp_client_certificate": ("",),
+    "traces_exporters": (None, (), ["otlp"], "otlp", ("prometheus",), ("none", "otlp"), ("otlp", "otlp")),
+    "traces_sampler": (None, "", "jaeger_remote", "ALWAYS_ON", 1),
+    "traces_sampler_arg": (None, "0.5", -0.1, 1.1, float("nan"), float("inf"), True),
+    "propagators": (None, (), ["b3"], "b3", ("w3c",), ("none", "b3"), ("b3", "b3")),
+    "trace_relation": (None, "child", "LINK", True),
     "exemplar_filter": (None, "sometimes"),
     "message_size_sample_every": (None, -1, 1.5, "100", True, 10**10),
     "departed_agents_linger_s": (None, 0, -5),
     "modules": (None, "meeting", ["meeting"], ("a b",), ("",), (5,)),
+    "otlp_metrics_endpoint": ("", "http://"),
+    "otlp_traces_endpoint": ("", "http://", "grpc://collector"),
 }
+
+for _signal in ("metrics", "traces"):
+    for _name in OF_OTLP:
+        GOOD.setdefault(f"otlp_{_signal}_{_name}", GOOD[f"otlp_{_name}"])
+        BAD.setdefault(f"otlp_{_signal}_{_name}", (BAD[f"otlp_{_name}"][0], "nothing"))
+        _values = tuple(value for value in BAD_ARGUMENTS[f"otlp_{_name}"] if value is not None)  # which is the default
+        BAD_ARGUMENTS.setdefault(f"otlp_{_signal}_{_name}", _values)
 
 each_setting = pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.field)
 
@@ -181,28 +224,29 @@ def test_an_argument_goes_before_the_variable_which_is_not_even_read(
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize(
-    "setting", [row for row in SETTINGS if len(row.variables) > 1], ids=lambda setting: setting.field
-)
-def test_the_variable_for_metrics_goes_before_the_one_for_all_signals(setting: Setting) -> None:
-    assert len(setting.variables) == 2
-    for_metrics, for_all = setting.variables
-    assert for_metrics == for_all.replace("OTLP_", "OTLP_METRICS_")
-    text, value = GOOD[setting.field]
-    other = {"otlp_protocol": "http/protobuf", "otlp_timeout_s": "7", "otlp_compression": "deflate"}.get(
-        setting.field, "other=1" if setting.field == "otlp_headers" else "true"
-    )
-    assert getattr(Config.from_env({for_metrics: text, for_all: other}), setting.field) == value
-    assert getattr(Config.from_env({for_metrics: other, for_all: text}), setting.field) != value
-    assert getattr(Config.from_env({for_metrics: " ", for_all: text}), setting.field) == value
+def test_every_row_has_one_variable() -> None:
+    assert [setting.field for setting in SETTINGS if len(setting.variables) != 1] == []
 
 
-def test_the_rows_for_the_otlp_exporter_have_both_variables() -> None:
-    pairs = [setting.field for setting in SETTINGS if len(setting.variables) > 1]
-    assert pairs == [
-        "otlp_protocol", "otlp_headers", "otlp_timeout_s", "otlp_compression", "otlp_insecure",
-        "otlp_certificate", "otlp_client_key", "otlp_client_certificate",
-    ]  # fmt: skip
+def test_the_rows_of_the_otlp_exporters_are_there_for_all_signals_and_for_each() -> None:
+    found = {setting.field: setting.variables[0] for setting in SETTINGS if setting.field.startswith("otlp_")}
+    assert found == {
+        **{f"otlp_{name}": f"OTEL_EXPORTER_OTLP_{variable}" for name, variable in OF_OTLP.items()},
+        **{f"otlp_metrics_{name}": f"OTEL_EXPORTER_OTLP_METRICS_{variable}" for name, variable in OF_OTLP.items()},
+        **{f"otlp_traces_{name}": f"OTEL_EXPORTER_OTLP_TRACES_{variable}" for name, variable in OF_OTLP.items()},
+    }
+
+
+@pytest.mark.parametrize("name", OF_OTLP)
+def test_a_row_for_one_signal_takes_what_the_one_for_all_takes_and_its_default_is_not_set(name: str) -> None:
+    rows = {setting.field: setting for setting in SETTINGS}
+    general = rows[f"otlp_{name}"]
+    for signal in ("metrics", "traces"):
+        row = rows[f"otlp_{signal}_{name}"]
+        assert (row.parse, row.secret) == (general.parse, general.secret)
+        assert DEFAULT_VALUES[row.field] is None
+        assert f"`{general.field}`" in row.description
+        assert signal in row.description
 
 
 @each_setting
@@ -256,7 +300,7 @@ def test_a_bad_variable_costs_one_warning_naming_variable_value_and_what_is_used
         assert message.startswith(f"{variable}={shown}: ")
         assert message.endswith(f"; using {used} instead")
         assert "\n" not in message
-        if setting.field != "metrics_exporters":
+        if setting.field != "metrics_exporters":  # of which one member is right
             assert config == Config()
 
 
@@ -305,6 +349,28 @@ def test_none_beside_an_exporter_is_ignored_with_a_warning(caplog: pytest.LogCap
     assert caplog.messages == ["OTEL_METRICS_EXPORTER='none,console': none goes alone; using console instead"]
 
 
+@pytest.mark.parametrize(
+    ("text", "used"),
+    [("jaeger,xray", ("jaeger", "xray")), ("none", ("none",)), ("tracecontext,tracecontext", ("tracecontext",))],
+)
+def test_propagators_are_named_once_each(text: str, used: tuple[str, ...], caplog: pytest.LogCaptureFixture) -> None:
+    assert Config.from_env({"OTEL_PROPAGATORS": text}).propagators == used
+    assert caplog.messages == []
+
+
+def test_the_usable_propagators_are_used(caplog: pytest.LogCaptureFixture) -> None:
+    assert Config.from_env({"OTEL_PROPAGATORS": "w3c,baggage"}).propagators == ("baggage",)
+    assert caplog.messages == [
+        "OTEL_PROPAGATORS='w3c,baggage': must be some of tracecontext, baggage, b3, b3multi, jaeger, xray, ottrace, "
+        "none; using baggage instead"
+    ]
+
+
+@pytest.mark.parametrize(("text", "used"), [("0", 0.0), ("1", 1.0), ("1e-3", 0.001), (" .5 ", 0.5)])
+def test_a_share_of_traces_is_a_number_from_0_to_1(text: str, used: float) -> None:
+    assert Config.from_env({"OTEL_TRACES_SAMPLER_ARG": text}, strict=True).traces_sampler_arg == used
+
+
 def test_several_bad_variables_cost_one_warning_each(caplog: pytest.LogCaptureFixture) -> None:
     config = Config.from_env(
         {"OTEL_EXPORTER_PROMETHEUS_PORT": "x", "OTEL_SDK_DISABLED": "y", "OTEL_SERVICE_NAME": "bot"}
@@ -333,6 +399,18 @@ def test_headers_are_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     Config.from_env({"OTEL_EXPORTER_OTLP_HEADERS": "s3cret"})
     assert caplog.messages == [
         "OTEL_EXPORTER_OTLP_HEADERS=(hidden): must be key=value pairs separated by commas; using nothing instead"
+    ]
+
+
+@pytest.mark.parametrize("signal", ["metrics", "traces"])
+def test_the_headers_of_one_signal_are_shown_nowhere(signal: str, caplog: pytest.LogCaptureFixture) -> None:
+    field, variable = f"otlp_{signal}_headers", f"OTEL_EXPORTER_OTLP_{signal.upper()}_HEADERS"
+    config = Config.from_env({variable: "authorization=s3cret"})
+    assert getattr(config, field) == {"authorization": "s3cret"}
+    assert "s3cret" not in repr(config)
+    Config.from_env({variable: "s3cret"})
+    assert caplog.messages == [
+        f"{variable}=(hidden): must be key=value pairs separated by commas; using nothing instead"
     ]
 
 
@@ -366,11 +444,12 @@ def test_the_repr_shows_everything_else() -> None:
     shown = repr(Config(service_name="bot"))
     assert shown.startswith("Config(sdk_disabled=False, service_name='bot', resource_attributes={}, ")
     for setting in SETTINGS:
-        assert (f"{setting.field}=" in shown) is (not setting.secret)
+        assert (f" {setting.field}=" in shown.replace("(", " ")) is (not setting.secret)
 
 
-def test_the_headers_are_the_only_row_marked_secret() -> None:
-    assert [setting.field for setting in SETTINGS if setting.secret] == ["otlp_headers"]
+def test_the_headers_are_the_only_rows_marked_secret() -> None:
+    secret = [setting.field for setting in SETTINGS if setting.secret]
+    assert secret == ["otlp_headers", "otlp_metrics_headers", "otlp_traces_headers"]
 
 
 # -- import --------------------------------------------------------------------------------------------
@@ -413,7 +492,8 @@ names = import_everything()
 assert len(names) > 20, names
 from amptalk_otel.config import SETTINGS
 table = {variable for setting in SETTINGS for variable in setting.variables}
-read = table & Recording.asked
+# opentelemetry.propagate, which opentelemetry.instrumentation imports, reads it for the global propagator; not ours.
+read = (table & Recording.asked) - {"OTEL_PROPAGATORS"}
 assert "OTEL_PYTHON_CONTEXT" in Recording.asked  # which the API reads, so this does record
 assert not read, sorted(read)
 

@@ -1,0 +1,110 @@
+"""The context that a message carries with it, so that a receiver in another process goes on with the trace.
+
+It lies in `metadata.checkpoint_data`, which is free form and survives every way of serialising a message. A key of its
+own in the metadata would not: the framework's `from_dict` raises TypeError for keys that it does not know, also where
+nobody is instrumented. The payload is not touched.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from uuid import uuid4
+
+from opentelemetry.baggage import get_all
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import TextMapPropagator
+from opentelemetry.trace import get_current_span
+
+from amptalk_otel._guard import guarded
+
+KEY = "amptalk_otel.context"
+"""Where in `checkpoint_data` the carrier is: a dictionary of texts, such as `traceparent` and `baggage`."""
+
+SENDER = "sender"
+"""In the carrier: a random text for each process, by which it knows what it wrote itself from what it received."""
+
+MAX_FIELDS = 16
+MAX_LENGTH = 16_384
+"""Of a carrier that is read: what is larger is ignored. W3C's own limits are 512 characters for `tracestate` and 8,192
+for `baggage` (https://www.w3.org/TR/trace-context/, https://www.w3.org/TR/baggage/)."""
+
+
+_this_process = [uuid4().hex[:16]]
+
+
+def _become_another() -> None:
+    _this_process[0] = uuid4().hex[:16]
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_become_another)
+
+
+class Carrier:
+    """Puts a context into messages and takes it out, by the propagators that are configured."""
+
+    def __init__(self, propagator: TextMapPropagator, *, is_w3c: bool = False) -> None:
+        """`is_w3c`: whether it is OpenTelemetry's default, trace context and baggage."""
+        self._propagator = propagator
+        self._is_w3c = is_w3c
+
+    def inject(self, message: Any, context: Context) -> None:
+        """Let `message` carry `context`, in place of what it carried. One without metadata carries nothing."""
+        data = _checkpoint_data(message)
+        if data is None:
+            return
+        carrier: dict[str, str] = {}
+        of = get_current_span(context).get_span_context()
+        if self._is_w3c and not of.trace_state and not get_all(context):  # what there is nearly always, in a third
+            if of.is_valid:
+                carrier["traceparent"] = f"00-{of.trace_id:032x}-{of.span_id:016x}-{int(of.trace_flags):02x}"
+        else:
+            self._propagator.inject(carrier, context)
+        if carrier:
+            carrier[SENDER] = _this_process[0]
+            data[KEY] = carrier
+        else:
+            data.pop(KEY, None)
+
+    def extract(self, message: Any, context: Context) -> Context:
+        """`context` with what `message` carries; as it is where that is nothing, malformed or too large."""
+        carrier = carried_by(message)
+        if carrier is None or not _is_usable(carrier):
+            return context
+        found: Context | None = guarded("reading the context of a message", self._propagator.extract, carrier, context)
+        return found if found is not None else context
+
+
+def carried_by(message: Any) -> dict[str, Any] | None:
+    """The carrier of a message, unchecked; None without one."""
+    data = _checkpoint_data(message)
+    carrier = data.get(KEY) if data is not None else None
+    return carrier if isinstance(carrier, dict) else None
+
+
+def is_ours(carried: dict[str, Any]) -> bool:
+    """Whether this process wrote it."""
+    return carried.get(SENDER) == _this_process[0]
+
+
+def is_of(trace_id: int, carried: dict[str, Any]) -> bool:
+    """Whether a carrier is of this trace, as W3C's trace context tells; False where it does not."""
+    traceparent = carried.get("traceparent")
+    return isinstance(traceparent, str) and traceparent[3:35] == f"{trace_id:032x}"
+
+
+def _checkpoint_data(message: Any) -> dict[str, Any] | None:
+    try:
+        data = message.metadata.checkpoint_data
+    except AttributeError:
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def _is_usable(carrier: object) -> bool:
+    if not isinstance(carrier, dict) or len(carrier) > MAX_FIELDS:
+        return False
+    if not all(isinstance(name, str) and isinstance(value, str) for name, value in carrier.items()):
+        return False
+    return sum(len(name) + len(value) for name, value in carrier.items()) <= MAX_LENGTH
