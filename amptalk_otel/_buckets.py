@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 DURATION_BOUNDS_S: tuple[float, ...] = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
@@ -22,6 +22,13 @@ SIZE_BOUNDS_BYTES: tuple[float, ...] = (
 """Upper bounds of message sizes, in bytes: 64 B to 16 MiB, each four times the one before."""
 
 
+Exemplar = tuple[float, int, int, int]
+"""A value that was observed, when (nanoseconds since the epoch), and the ids of trace and span in which it was."""
+
+NO_EXEMPLARS: dict[int, Exemplar] = {}
+"""In place of a dictionary that has none yet. Not to be written to."""
+
+
 class BucketCounts:
     """A histogram that one thread writes and any thread may copy.
 
@@ -29,19 +36,31 @@ class BucketCounts:
     has no upper end. Cost of `record`: one bisection and two additions.
     """
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "exemplars", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self.exemplars: dict[int, Exemplar] = NO_EXEMPLARS  # by index of the bucket
 
     def record(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def exemplify(self, value: float, time_ns: int, trace_id: int, span_id: int) -> None:
+        """Remember where a value that was recorded comes from. The last of each bucket stays."""
+        if self.exemplars is NO_EXEMPLARS:
+            self.exemplars = {}
+        self.exemplars[bisect_left(self.bounds, value)] = value, time_ns, trace_id, span_id
+
     def copy(self) -> Distribution:
         return Distribution(self.bounds, tuple(self.counts), self.sum)
+
+    def copy_exemplars(self) -> tuple[Exemplar, ...]:
+        """The last of each bucket that has one, by bucket."""
+        found = self.exemplars
+        return tuple([exemplar for _index, exemplar in sorted(found.copy().items())]) if found else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +70,8 @@ class Distribution:
     bounds: tuple[float, ...]
     counts: tuple[int, ...]
     sum: float
+    exemplars: tuple[Exemplar, ...] = field(default=(), compare=False)
+    """At most one of each bucket, by bucket. The sum of two distributions has none."""
 
     @classmethod
     def empty(cls, bounds: tuple[float, ...]) -> Distribution:

@@ -18,6 +18,7 @@ from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metr
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.metrics.v1 import metrics_pb2 as proto
+from opentelemetry.sdk.metrics import Exemplar
 from opentelemetry.sdk.metrics.export import (
     Gauge,
     Histogram,
@@ -28,10 +29,10 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 
-from amptalk_otel._catalogue import SCOPE_NAME
 from amptalk_otel._guard import swallow
 from amptalk_otel._pace import Pace
 from amptalk_otel._sources import Breathe
+from amptalk_otel._version import SCOPE_NAME
 
 
 class Encoder:
@@ -95,8 +96,6 @@ class Encoder:
     def _add_distributions(self, encoded: Any, points: Iterable[HistogramDataPoint]) -> None:
         add, constant, breathe = encoded.add, self._distributions.of, self._breathe
         for point in points:
-            if point.exemplars:
-                raise TypeError("exemplars")
             added = add(
                 start_time_unix_nano=point.start_time_unix_nano,
                 time_unix_nano=point.time_unix_nano,
@@ -106,6 +105,7 @@ class Encoder:
                 explicit_bounds=point.explicit_bounds,
                 min=point.min,
                 max=point.max,
+                exemplars=[_exemplar(exemplar) for exemplar in point.exemplars],
             )
             added.MergeFromString(constant(point.attributes))
             breathe()
@@ -133,6 +133,16 @@ class _Constants:
             known = attributes, self._kind(attributes=_key_values(attributes)).SerializeToString()
         self._known[key] = known
         return known[1]
+
+
+def _exemplar(exemplar: Exemplar) -> proto.Exemplar:
+    """Without filtered attributes, which ours have none of."""
+    return proto.Exemplar(
+        time_unix_nano=exemplar.time_unix_nano,
+        as_double=exemplar.value,
+        trace_id=exemplar.trace_id.to_bytes(16, "big") if exemplar.trace_id is not None else b"",
+        span_id=exemplar.span_id.to_bytes(8, "big") if exemplar.span_id is not None else b"",
+    )
 
 
 def _key_values(attributes: Mapping[str, str]) -> list[KeyValue]:

@@ -9,15 +9,15 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import Metric as StockFamily
 
-from amptalk_otel._catalogue import SCOPE_NAME, Snapshot
+from amptalk_otel._catalogue import Snapshot
 from amptalk_otel._families import EOF, Families, Family, page_of
 from amptalk_otel._guard import complain, guarded, swallow
-from amptalk_otel._lines import labels
+from amptalk_otel._lines import Chunk, labels
 from amptalk_otel._pace import Pace
 from amptalk_otel._rendering import Renderer
 from amptalk_otel._system import System
 from amptalk_otel._turns import Turns
-from amptalk_otel._version import __version__
+from amptalk_otel._version import SCOPE_NAME, __version__
 
 SCOPE_LABELS: Mapping[str, str] = {
     "otel_scope_name": SCOPE_NAME,
@@ -35,7 +35,7 @@ class _Block:
     """A family with its samples as encoded lines."""
 
     family: Family
-    chunks: list[bytes]
+    chunks: list[Chunk]
 
 
 class MetricsPage:
@@ -58,7 +58,7 @@ class MetricsPage:
         self._others = others
         families = Families(resource_attributes)
         info = f"{''.join(families.target.samples)}{labels(families.target_labels)[0]} 1.0\n"
-        self._target = _Block(families.target, [info.encode("utf-8", "replace")])
+        self._target = _Block(families.target, [_alike(info.encode("utf-8", "replace"))])
         self._renderer = Renderer(families.by_metric, system, SCOPE_LABELS if scope_labels else {})
         self._passes: Turns[tuple[list[_Block], list[StockFamily]]] = Turns(self._pass)
 
@@ -98,38 +98,45 @@ class _Blocks:
 
     def __init__(self, *, openmetrics: bool, names: frozenset[str]) -> None:
         self._openmetrics = openmetrics
+        self._format = Chunk._fields.index("openmetrics" if openmetrics else "classic")
         self._names = names
-        self._blocks: dict[str, _Block] = {}
+        self._blocks: dict[str, tuple[Family, list[bytes]]] = {}
         self._taken: set[str] = set()  # names of families and of samples
 
     def add(self, block: _Block) -> None:
-        family = block.family
-        chunks = self._wanted(block)
-        if chunks:
-            self._blocks[family.name] = _Block(family, chunks)
+        self._add(block.family, [chunk[self._format] for chunk in block.chunks])
+
+    def _add(self, family: Family, lines: list[bytes]) -> None:
+        wanted = self._wanted(family, lines)
+        if wanted:
+            self._blocks[family.name] = family, wanted
             self._taken.update((family.name, *family.samples))
 
     def add_stock(self, family: StockFamily) -> None:
         """A family of somebody else's. Where there is one of its name and type, that one has its samples as well."""
         names = tuple(dict.fromkeys(sample.name for sample in family.samples))
         header, samples = _divided(page_of(family, openmetrics=self._openmetrics))
-        known = self._blocks.get(family.name)
-        if known is not None and known.family.kind == family.type:
-            known.chunks.extend(self._wanted(_Block(known.family, [samples])))
+        known, lines = self._blocks.get(family.name, (None, []))
+        if known is not None and known.kind == family.type:
+            lines.extend(self._wanted(known, [samples]))
         elif self._taken.isdisjoint((family.name, *names)):
-            self.add(_Block(Family(family.name, family.type, names, header, header), [samples]))
+            self._add(Family(family.name, family.type, names, header, header), [samples])
         else:
             complain(f"family {family.name}", "%s is on the metrics page with another type; left out", family.name)
 
-    def _wanted(self, block: _Block) -> list[bytes]:
-        return list(_restricted(block, self._names) if self._names else block.chunks)
+    def _wanted(self, family: Family, lines: list[bytes]) -> list[bytes]:
+        return _restricted(family, lines, self._names) if self._names else lines
 
     def pieces(self) -> Iterator[bytes]:
-        for block in self._blocks.values():
-            yield block.family.openmetrics if self._openmetrics else block.family.classic
-            yield from block.chunks
+        for family, lines in self._blocks.values():
+            yield family.openmetrics if self._openmetrics else family.classic
+            yield from lines
         if self._openmetrics:
             yield EOF
+
+
+def _alike(lines: bytes) -> Chunk:
+    return Chunk(lines, lines)
 
 
 def _divided(page: bytes) -> tuple[bytes, bytes]:
@@ -139,13 +146,13 @@ def _divided(page: bytes) -> tuple[bytes, bytes]:
     return b"".join(header), b"".join(line for line in lines if not line.startswith(b"# "))
 
 
-def _restricted(block: _Block, names: frozenset[str]) -> list[bytes]:
+def _restricted(family: Family, chunks: list[bytes], names: frozenset[str]) -> list[bytes]:
     """The lines of samples of these names, as prometheus_client's `restricted_registry` leaves them."""
-    wanted = names.intersection(block.family.samples)
-    if len(wanted) == len(block.family.samples):
-        return block.chunks
+    wanted = names.intersection(family.samples)
+    if len(wanted) == len(family.samples):
+        return chunks
     starts = tuple(f"{name}{then}".encode() for name in wanted for then in "{ ")
-    return [b"".join(line for line in _lines(chunk) if line.startswith(starts)) for chunk in block.chunks if starts]
+    return [b"".join(line for line in _lines(chunk) if line.startswith(starts)) for chunk in chunks if starts]
 
 
 def _lines(chunk: bytes) -> list[bytes]:

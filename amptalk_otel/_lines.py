@@ -1,13 +1,14 @@
 """The lines of the page: labels, numbers and histograms as prometheus_client writes them, for less time.
 
-They are the same in the classic format and in OpenMetrics; only headers differ.
+They are the same in the classic format and in OpenMetrics, but for exemplars, which only OpenMetrics has.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import utils
 
@@ -116,6 +117,26 @@ def _histogram_writer(bounds: tuple[float, ...], bucket: str, count: str, total:
     return write
 
 
+def with_exemplars(lines: str, distribution: Distribution) -> str:
+    """The lines of a histogram with its exemplars, as OpenMetrics has them behind the buckets that they fell into.
+
+    https://prometheus.io/docs/specs/om/open_metrics_spec/#exemplars; for the names of the labels see
+    https://opentelemetry.io/docs/specs/otel/compatibility/prometheus_and_openmetrics/#exemplars.
+    """
+    written = lines.split("\n")
+    for value, time_ns, trace_id, span_id in distribution.exemplars:
+        of = f'{{trace_id="{trace_id:032x}",span_id="{span_id:016x}"}}'
+        written[bisect_left(distribution.bounds, value)] += f" # {of} {value!r} {time_ns / 1e9!r}"
+    return "\n".join(written)
+
+
+class Chunk(NamedTuple):
+    """Encoded lines in both formats: the same object where there are no exemplars."""
+
+    classic: bytes
+    openmetrics: bytes
+
+
 class Column:
     """One family in the making: the samples of the pass under way."""
 
@@ -123,11 +144,22 @@ class Column:
         self.metric = metric
         self.family = family
         self.is_histogram: bool = metric.kind is Kind.HISTOGRAM
-        self.write: Write = writer(metric, family)
         self.parts: list[str] = []
-        self.chunks: list[bytes] = []
+        self.chunks: list[Chunk] = []
+        self.write: Write = self._exemplified(writer(metric, family)) if self.is_histogram else writer(metric, family)
+        self._exemplified_parts: dict[int, str] = {}  # those with exemplars, by index
 
-    def take(self) -> list[bytes]:
+    def _exemplified(self, write: Write) -> Write:
+        def write_both(labels: Labels, value: Distribution) -> str:
+            """The classic lines, which are the next part; those with exemplars are remembered for it."""
+            lines = write(labels, value)
+            if value.exemplars:
+                self._exemplified_parts[len(self.parts)] = with_exemplars(lines, value)
+            return lines
+
+        return write_both
+
+    def take(self) -> list[Chunk]:
         """What was written, and begin anew."""
         chunks, self.parts, self.chunks = self.chunks, [], []
         return chunks
@@ -139,7 +171,18 @@ class Column:
     def flush(self, breathe: Callable[[], None]) -> None:
         """Join and encode what there is, in small pieces: nothing else runs meanwhile."""
         parts, step = self.parts, _SLICE_OF_HISTOGRAMS if self.is_histogram else _SLICE
+        exemplified = self._exemplified_parts
         for start in range(0, len(parts), step):
-            self.chunks.append("".join(parts[start : start + step]).encode("utf-8", "replace"))
+            classic = openmetrics = _encoded(parts[start : start + step])
             breathe()
+            if exemplified:
+                indices = range(start, min(start + step, len(parts)))
+                openmetrics = _encoded([exemplified.get(index) or parts[index] for index in indices])
+                breathe()
+            self.chunks.append(Chunk(classic, openmetrics))
         parts.clear()
+        exemplified.clear()
+
+
+def _encoded(parts: list[str]) -> bytes:
+    return "".join(parts).encode("utf-8", "replace")

@@ -14,17 +14,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from opentelemetry.sdk.metrics import export
+from opentelemetry.sdk.metrics import Exemplar, export
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from amptalk_otel import _guard
-from amptalk_otel._catalogue import CATALOGUE, SCOPE_NAME, Attributes, Kind, Metric, Owner, Snapshot, owners
+from amptalk_otel._buckets import Distribution
+from amptalk_otel._catalogue import CATALOGUE, Attributes, Kind, Metric, Owner, Snapshot, owners
 from amptalk_otel._pace import Pace
 from amptalk_otel._reading import read_operations
 from amptalk_otel._recorder import OperationKey, OperationRecorder, Reported
 from amptalk_otel._sources import Breathe, Source, Sources
 from amptalk_otel._system import System
-from amptalk_otel._version import __version__
+from amptalk_otel._version import SCOPE_NAME, __version__
 
 CUMULATIVE = export.AggregationTemporality.CUMULATIVE
 
@@ -199,6 +200,15 @@ def _counts(samples: Iterable[_Sample], passed_at: int, now: int) -> list[export
     return points
 
 
+def _exemplars(distribution: Distribution, passed_at: int, now: int) -> Sequence[Exemplar]:
+    """Those that came since the pass before, each once, as the specification has it."""
+    return [
+        Exemplar({}, value, time_ns, span_id, trace_id)
+        for value, time_ns, trace_id, span_id in distribution.exemplars
+        if passed_at < time_ns <= now
+    ]
+
+
 def _distributions(samples: Iterable[_Sample], passed_at: int, now: int) -> list[export.HistogramDataPoint]:
     points = []
     for series, value in samples:
@@ -208,7 +218,7 @@ def _distributions(samples: Iterable[_Sample], passed_at: int, now: int) -> list
         series.last = count
         point = export.HistogramDataPoint(
             series.attributes, series.start_ns, now, count, value.sum, value.counts, value.bounds,
-            _UNKNOWN, _UNKNOWN, _NO_EXEMPLARS,
+            _UNKNOWN, _UNKNOWN, _exemplars(value, passed_at, now) if value.exemplars else _NO_EXEMPLARS,
         )  # fmt: skip
         points.append(point)
     return points

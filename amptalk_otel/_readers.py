@@ -22,11 +22,10 @@ from opentelemetry.sdk.metrics.export import (
 )
 from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 
-from amptalk_otel._catalogue import SCOPE_NAME
 from amptalk_otel._deltas import Deltas
 from amptalk_otel._guard import guarded, logger
 from amptalk_otel._producer import CatalogueProducer
-from amptalk_otel._version import __version__
+from amptalk_otel._version import SCOPE_NAME, __version__
 
 _MARKER = "amptalk_otel.collection"
 

@@ -252,6 +252,8 @@ def _read(recorder: AgentRecorder) -> tuple[TypeReading, ...]:
 
 
 def _stamp(record: TypeRecorder) -> _Stamp:
+    # Before the counts: no exemplar of a value that is not counted.
+    wait_exemplars, work_exemplars = record.wait.copy_exemplars(), record.process.copy_exemplars()
     return (
         record.message_type,
         record.received,
@@ -268,13 +270,15 @@ def _stamp(record: TypeRecorder) -> _Stamp:
         record.process.sum,
         tuple(record.size.counts),
         record.size.sum,
+        wait_exemplars,
+        work_exemplars,
     )
 
 
 def _reading(stamp: _Stamp) -> TypeReading:
     """What was counted and what follows from it; see `_agent_recorder`."""
     (message_type, received, unwaited, lost, sent, failed_items, dropped_items, undeliverable, retries,
-     waits, wait_s, works, work_s, sizes, size_bytes) = stamp  # fmt: skip
+     waits, wait_s, works, work_s, sizes, size_bytes, wait_exemplars, work_exemplars) = stamp  # fmt: skip
     failed = dict(failed_items) if failed_items else NO_COUNTS
     dropped = dict(dropped_items) if dropped_items else NO_COUNTS
     return TypeReading(
@@ -287,8 +291,8 @@ def _reading(stamp: _Stamp) -> TypeReading:
         dropped,
         dict(undeliverable) if undeliverable else NO_COUNTS,
         dict(retries) if retries else NO_COUNTS,
-        Distribution(DURATION_BOUNDS_S, waits, wait_s),
-        Distribution(DURATION_BOUNDS_S, works, work_s),
+        Distribution(DURATION_BOUNDS_S, waits, wait_s, wait_exemplars),
+        Distribution(DURATION_BOUNDS_S, works, work_s, work_exemplars),
         Distribution(SIZE_BOUNDS_BYTES, sizes, size_bytes),
         stamp,
     )

@@ -1,8 +1,8 @@
 """A snapshot as lines of the page, without the work that an earlier pass has done already.
 
 Kept from one pass to the next are the label strings of each series, and the lines of message types that have not
-changed: under 2 KB for each type of each agent. The text of histograms is not kept. It takes 5 us to write, and would take
-4 KB to keep, three times for each type: as much as the whole page, all the time between two scrapes.
+changed: under 2 KB for each type of each agent. The text of histograms is not kept. It takes 5 us to write, and would
+take 4 KB to keep, three times for each type: as much as the whole page, all the time between two scrapes.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
 from amptalk_otel._buckets import Distribution
-from amptalk_otel._catalogue import CATALOGUE, SCOPE_NAME, Kind, Metric, Snapshot, samples
+from amptalk_otel._catalogue import CATALOGUE, Kind, Metric, Snapshot, samples
 from amptalk_otel._system import System
-from amptalk_otel._version import __version__
+from amptalk_otel._version import SCOPE_NAME, __version__
 
 CUMULATIVE = export.AggregationTemporality.CUMULATIVE
 generate_openmetrics: Any = openmetrics_exposition.generate_latest  # untyped

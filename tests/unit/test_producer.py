@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.metrics.export import AggregationTemporality, Histogram, HistogramDataPoint
 
-from amptalk_otel._catalogue import CATALOGUE, SCOPE_NAME, Snapshot
+from amptalk_otel._catalogue import CATALOGUE, Snapshot
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
 from amptalk_otel._reading import AgentReading, OrchestratorReading, read_operations
 from amptalk_otel._recorder import OperationRecorder
 from amptalk_otel._sources import Source
 from amptalk_otel._system import CpuWindow
-from amptalk_otel._version import __version__
+from amptalk_otel._version import SCOPE_NAME, __version__
 from amptalk_otel._watch import Watch
 from amptalk_otel.demo.runtime import Orchestrator
 from tests.support import CONFIG, Scripted, handle, in_loop, key, note

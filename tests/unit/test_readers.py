@@ -20,11 +20,11 @@ from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, generate_latest
 
-from amptalk_otel._catalogue import SCOPE_NAME, Snapshot
+from amptalk_otel._catalogue import Snapshot
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
 from amptalk_otel._readers import InstrumentsReader, ProducingReader, mark_collections
 from amptalk_otel._reading import AgentReading
-from amptalk_otel._version import __version__
+from amptalk_otel._version import SCOPE_NAME, __version__
 from tests.unit.test_deltas import PREFERENCES
 from tests.unit.test_sources import agent, of_type
 

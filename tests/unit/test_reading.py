@@ -247,7 +247,7 @@ def test_the_age_of_the_oldest_is_told_while_the_inbox_changes() -> None:
         def values(self) -> Any:
             iterator = iter(dict.values(self))
             if len(self) < 6:
-                dict.update(self, {len(self): (watched.records[0], clock.now)})
+                dict.update(self, {len(self): (watched.records[0], clock.now, None)})
             return iterator
 
     assert isinstance(watched.waiting, ByMessage)
