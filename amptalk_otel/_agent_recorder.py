@@ -32,7 +32,7 @@ from amptalk_otel._labels import MAX_DISTINCT, OTHER, count_in, error_type_of, m
 from amptalk_otel._payload import payload_size
 from amptalk_otel._recorder import StateOwner
 from amptalk_otel._type_recorder import NEVER, TypeRecorder, queued_of
-from amptalk_otel._waiting import UNKNOWN_ARRIVAL, ByMessage, Waiting
+from amptalk_otel._waiting import UNKNOWN_ARRIVAL, Arrival, ByMessage, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,12 +61,21 @@ _NO_TYPE = TypeRecorder("")
 class Flight:
     """A message between being taken from the inbox and being begun."""
 
-    __slots__ = ("record", "taken_at", "taken_by")
+    __slots__ = ("record", "sent_in", "taken_at", "taken_by", "waited_s")
 
-    def __init__(self, record: TypeRecorder, taken_at: float, taken_by: TaskReference) -> None:
+    def __init__(
+        self,
+        record: TypeRecorder,
+        taken_at: float,
+        taken_by: TaskReference,
+        sent_in: Any = None,
+        waited_s: float | None = None,
+    ) -> None:
         self.record = record
         self.taken_at = taken_at
         self.taken_by = taken_by
+        self.sent_in = sent_in  # for traces, as it came with the arrival
+        self.waited_s = waited_s
 
 
 class Retrying:
@@ -89,6 +98,7 @@ class AgentRecorder(StateOwner):
         "_by_name",
         "_payload_of",
         "_size_sample_every",
+        "_sized",
         "_type_is_enum",
         "_type_of",
         "agent_id",
@@ -101,12 +111,15 @@ class AgentRecorder(StateOwner):
         "last_read",
         "next_message",
         "next_record",
+        "next_sent_in",
         "next_taken_at",
         "next_taken_by",
+        "next_waited_s",
         "orchestrator_name",
         "records",
         "retrying",
         "started_at",
+        "tells_waits_late",
         "unstarted",
         "waiting",
     )
@@ -141,6 +154,9 @@ class AgentRecorder(StateOwner):
         self.next_record = _NO_TYPE
         self.next_taken_at = 0.0
         self.next_taken_by: TaskReference = nobody
+        self.next_sent_in: Any = None
+        self.next_waited_s: float | None = None
+        self.tells_waits_late = False  # for traces: observers are told with the context in which a message is begun
         self.unstarted: dict[int, Flight] = {}  # those taken before it and not begun, by id of the message
         self.also_in_work = 0  # besides the one that `next_message` stands for
         self.retrying: dict[int, Retrying] = {}  # those in work that failed once, by id of the message
@@ -149,6 +165,7 @@ class AgentRecorder(StateOwner):
         self._type_of = type_of
         self._type_is_enum = type_is_enum  # whether `type_of` tells the attribute `message_type` and nothing else
         self._payload_of = payload_of
+        self._sized: Callable[[Any, int], None] | None = None  # for traces: is told whose payload was measured
 
     # -- inbox ---------------------------------------------------------------------------------------
 
@@ -156,15 +173,15 @@ class AgentRecorder(StateOwner):
         """`item` is in the inbox and was not seen to come: received and queued, with no known arrival."""
         message = message_of(item)
         record = self.record_of(message)
-        self.waiting.remember(message, (record, UNKNOWN_ARRIVAL))
+        self.waiting.remember(message, (record, UNKNOWN_ARRIVAL, None))
         record.received += 1
 
-    def arrived(self, item: Any) -> None:
+    def arrived(self, item: Any, sent_in: Any = None) -> None:
         """`item` was put into the inbox."""
         message = message_of(item)
         record = self.record_of(message)
         # Before `received`: a reader that sees the message counted must find when it came.
-        self.waiting.remember(message, (record, self.clock()))
+        self.waiting.remember(message, (record, self.clock(), sent_in))
         record.received += 1
         if record.received >= record.next_size_at:
             self.measure_size(record, message)
@@ -173,27 +190,29 @@ class AgentRecorder(StateOwner):
         """`item` was taken out of the inbox; `own_loop` tells whether by the agent's loop, to be processed."""
         now = self.clock()
         message = message_of(item)
-        record, arrived_at = self.waiting.recall(message) or self._came_past_us(message)
+        record, arrived_at, sent_in = self.waiting.recall(message) or self._came_past_us(message)
+        waited_s = now - arrived_at if arrived_at else None
         with self._at_once():
             if own_loop:
-                self._take(message, Flight(record, now, taken_by))
+                self._take(message, Flight(record, now, taken_by, sent_in, waited_s))
             else:
                 count_in(record, "dropped", TAKEN)
-            if not arrived_at:
+            if waited_s is None:
                 record.unwaited += 1
                 return
-            record.wait.record(now - arrived_at)
-        self.tell_wait(record, now - arrived_at)
+            record.wait.record(waited_s)
+        if not (own_loop and self.tells_waits_late):
+            self.tell_wait(record, waited_s)
 
-    def tell_wait(self, record: TypeRecorder, seconds: float) -> None:
-        """Tell whoever wants to know of each."""
+    def tell_wait(self, record: TypeRecorder, seconds: float, context: Any = None) -> None:
+        """Tell whoever wants to know of each; with the context of its trace."""
         for observer in self.observers:
-            observer.waited(record.message_type, seconds)
+            observer.waited(record.message_type, seconds, context)
 
-    def _came_past_us(self, message: Any) -> tuple[TypeRecorder, float]:
+    def _came_past_us(self, message: Any) -> Arrival:
         record = self.record_of(message)
         record.received += 1
-        return record, UNKNOWN_ARRIVAL
+        return record, UNKNOWN_ARRIVAL, None
 
     def vanished(self, number: int) -> None:
         """The `number` oldest messages of the inbox were removed behind our back."""
@@ -213,10 +232,14 @@ class AgentRecorder(StateOwner):
             self._give_up(id(message))
         self.next_message = message
         self.next_record, self.next_taken_at, self.next_taken_by = flight.record, flight.taken_at, flight.taken_by
+        self.next_sent_in, self.next_waited_s = flight.sent_in, flight.waited_s
 
     def _set_aside_next(self) -> None:
         """Another message was taken before the one taken last was begun."""
-        self.unstarted[id(self.next_message)] = Flight(self.next_record, self.next_taken_at, self.next_taken_by)
+        self.unstarted[id(self.next_message)] = self._next_flight()
+
+    def _next_flight(self) -> Flight:
+        return Flight(self.next_record, self.next_taken_at, self.next_taken_by, self.next_sent_in, self.next_waited_s)
 
     # -- processing ----------------------------------------------------------------------------------
 
@@ -224,7 +247,7 @@ class AgentRecorder(StateOwner):
         """Processing begins; None for a message that did not come from the inbox or is being processed."""
         key = id(message)
         if self.next_message is message:
-            flight = Flight(self.next_record, self.next_taken_at, self.next_taken_by)
+            flight = self._next_flight()
             self._give_up_lost(flight)
             self.next_message = IN_WORK
         elif key in self.unstarted:
@@ -255,38 +278,48 @@ class AgentRecorder(StateOwner):
                 self._give_up(key)
 
     def _give_up(self, key: int) -> None:
-        record = self.unstarted.pop(key).record
+        flight = self.unstarted.pop(key)
+        record = flight.record
+        if flight.waited_s is not None and self.tells_waits_late:
+            self.tell_wait(record, flight.waited_s)
         with self._at_once():
             count_in(record, "failed", OTHER)
             record.lost += 1
 
-    def processed(self, record: TypeRecorder, taken_at: float, message: Any) -> None:
-        """`message` was processed without an error."""
-        self._observe_work(record, taken_at)
+    def processed(self, record: TypeRecorder, taken_at: float, message: Any, context: Any = None) -> float:
+        """`message` was processed without an error, in the `context` of its trace. Returns for how many seconds."""
+        seconds = self.observe_work(record, taken_at, context)
         self._end(message)
+        return seconds
 
-    def failed(self, record: TypeRecorder, taken_at: float, message: Any, error: BaseException) -> None:
-        """Processing ended in `error`. Cancellation is a state, not an error: the message is dropped.
+    def failed(
+        self, record: TypeRecorder, taken_at: float, message: Any, error: BaseException, context: Any = None
+    ) -> float:
+        """Processing ended in `error`, after as many seconds. Cancellation is a state: the message is dropped.
 
         A cancelled message has no processing time; its `process.duration` is not observed.
         """
         with self._at_once():
             if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
                 count_in(record, "dropped", CANCELLED)
+                seconds = self.clock() - taken_at
             else:
                 count_in(record, "failed", error_type_of(error))
-                self._observe_work(record, taken_at)
+                seconds = self.observe_work(record, taken_at, context)
         self._end(message)
+        return seconds
 
-    def _observe_work(self, record: TypeRecorder, taken_at: float) -> None:
+    def observe_work(self, record: TypeRecorder, taken_at: float, context: Any) -> float:
+        """A message that was taken then has been worked on, in the `context` of its trace; returns the seconds."""
         seconds = self.clock() - taken_at
         record.process.record(seconds)
-        self.tell_work(record, seconds)
+        self.tell_work(record, seconds, context)
+        return seconds
 
-    def tell_work(self, record: TypeRecorder, seconds: float) -> None:
-        """Tell whoever wants to know of each."""
+    def tell_work(self, record: TypeRecorder, seconds: float, context: Any = None) -> None:
+        """Tell whoever wants to know of each; with the context of its trace."""
         for observer in self.observers:
-            observer.worked(record.message_type, seconds)
+            observer.worked(record.message_type, seconds, context)
 
     def _end(self, message: Any) -> None:
         if self.next_message is IN_WORK:  # it, or another one: only their number counts
@@ -338,6 +371,23 @@ class AgentRecorder(StateOwner):
     def undeliverable(self, message: Any, reason: str) -> None:
         """A send that reached no inbox: `unknown_target`, `expired` or `error`."""
         count_in(self.record_of(message), "undeliverable", reason)
+
+    # -- traces --------------------------------------------------------------------------------------
+
+    def trace(self, sized: Callable[[Any, int], None] | None) -> None:
+        """From now on messages are traced, and `sized` is told whose payload was measured; None: not any more."""
+        if self.tells_waits_late:
+            flights = list(self.unstarted.values())
+            if self.next_message is not NOTHING and self.next_message is not IN_WORK:
+                flights.append(self._next_flight())
+            for flight in flights:
+                if flight.waited_s is not None:
+                    self.tell_wait(flight.record, flight.waited_s)
+        for flight in self.unstarted.values():
+            flight.waited_s = None
+        self.next_sent_in = self.next_waited_s = None
+        self.tells_waits_late = sized is not None
+        self._sized = sized
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -411,6 +461,8 @@ class AgentRecorder(StateOwner):
         if size_bytes is None:
             return
         record.size.record(size_bytes)
+        if self._sized is not None:
+            self._sized(message_of(item), size_bytes)
         for observer in self.observers:
             observer.sized(record.message_type, size_bytes)
 

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 
 from amptalk_otel import _guard
@@ -25,7 +26,6 @@ from amptalk_otel._catalogue import (
     MESSAGE_SIZE,
     OPERATION_DURATION,
     PROCESS_DURATION,
-    SCOPE_NAME,
     STATE_OPERATION_DURATION,
     WAIT_DURATION,
     Kind,
@@ -40,9 +40,11 @@ from amptalk_otel._recorder import OperationKey, OperationRecorder, Reported
 from amptalk_otel._sdk_series import forget_series
 from amptalk_otel._sources import Bridge, Source, Sources
 from amptalk_otel._system import System
-from amptalk_otel._version import __version__
+from amptalk_otel._version import SCOPE_NAME, __version__
 
 _SNAPSHOT_LASTS_S = 10.0
+_NO_TRACE = Context()
+"""Not the current one: an agent's loop keeps the span that it was started in, which would be in every exemplar."""
 
 
 class InstrumentsBridge:
@@ -170,14 +172,14 @@ class HistogramObserver:
         self._owner_attributes = _owner_attributes(owner)
         self._attributes: dict[str, dict[str, str]] = {}
 
-    def waited(self, message_type: str, seconds: float) -> None:
-        self._wait.record(seconds, self._of_type(message_type))
+    def waited(self, message_type: str, seconds: float, context: Context | None) -> None:
+        self._wait.record(seconds, self._of_type(message_type), context or _NO_TRACE)
 
-    def worked(self, message_type: str, seconds: float) -> None:
-        self._process.record(seconds, self._of_type(message_type))
+    def worked(self, message_type: str, seconds: float, context: Context | None) -> None:
+        self._process.record(seconds, self._of_type(message_type), context or _NO_TRACE)
 
     def sized(self, message_type: str, size_bytes: int) -> None:
-        self._size.record(size_bytes, self._of_type(message_type))
+        self._size.record(size_bytes, self._of_type(message_type), _NO_TRACE)
 
     def operated(self, storage: str, operation: str, error_type: str | None, seconds: float) -> None:
         attributes = state_operation_attributes(storage, operation, error_type)

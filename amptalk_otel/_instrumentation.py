@@ -22,6 +22,7 @@ from amptalk_otel._protocols import (
     missing_attributes,
 )
 from amptalk_otel._reading import AgentReading
+from amptalk_otel._traces import message_tracer
 from amptalk_otel._watch import Watch
 from amptalk_otel.adapters import adapter_for
 from amptalk_otel.config import Config
@@ -101,14 +102,14 @@ def instrument_orchestrator(
     *,
     config: Config | None = None,
     meter_provider: MeterProvider | None = None,
-    tracer_provider: TracerProvider | None = None,  # noqa: ARG001 - for spans, not made yet
+    tracer_provider: TracerProvider | None = None,
 ) -> Instrumentation:
     """Watch an orchestrator, its agents, those it registers later, and their state managers.
 
     Without `meter_provider` the metrics go where `config` says (default: the environment): served for
     Prometheus at http://localhost:8000/metrics, pushed to a collector, or both. With one, instruments are
-    added to it and nothing else is set up. `tracer_provider` is reserved for spans, which this version
-    does not make.
+    added to it and nothing else is set up. Spans are made where `tracer_provider` is given, or where the
+    pipeline is ours and `config` names an exporter for them (`OTEL_TRACES_EXPORTER`); see docs/tracing.md.
 
     Call it before or after `orchestrator.start()`, on the thread of the event loop that runs the agents
     (or before the loop runs). Calling it again for the same orchestrator returns the first handle, unless
@@ -116,7 +117,12 @@ def instrument_orchestrator(
     program goes on.
     """
     return _instrument(
-        orchestrator, _unusable_orchestrator, Watch.watch_orchestrator, config=config, meter_provider=meter_provider
+        orchestrator,
+        _unusable_orchestrator,
+        Watch.watch_orchestrator,
+        config=config,
+        meter_provider=meter_provider,
+        tracer_provider=tracer_provider,
     )
 
 
@@ -125,7 +131,7 @@ def instrument_agent(
     *,
     config: Config | None = None,
     meter_provider: MeterProvider | None = None,
-    tracer_provider: TracerProvider | None = None,  # noqa: ARG001 - for spans, not made yet
+    tracer_provider: TracerProvider | None = None,
 ) -> Instrumentation:
     """Watch one agent that belongs to no orchestrator, of a kind that an adapter knows (`amptalk_otel.adapters`).
 
@@ -137,6 +143,7 @@ def instrument_agent(
         Watch.agent_registered,
         config=config,
         meter_provider=meter_provider,
+        tracer_provider=tracer_provider,
     )
 
 
@@ -145,7 +152,7 @@ def instrument_state_manager(
     *,
     config: Config | None = None,
     meter_provider: MeterProvider | None = None,
-    tracer_provider: TracerProvider | None = None,  # noqa: ARG001 - for spans, not made yet
+    tracer_provider: TracerProvider | None = None,
 ) -> Instrumentation:
     """Watch one state manager that belongs to no agent. For the arguments see `instrument_orchestrator`."""
     return _instrument(
@@ -154,6 +161,7 @@ def instrument_state_manager(
         Watch.watch_state_manager,
         config=config,
         meter_provider=meter_provider,
+        tracer_provider=tracer_provider,
     )
 
 
@@ -205,13 +213,14 @@ def _instrument(
     *,
     config: Config | None,
     meter_provider: MeterProvider | None,
+    tracer_provider: TracerProvider | None,
 ) -> Instrumentation:
     try:
         with _lock:
             existing = _find(target, meter_provider)
             if existing is not None:
                 return existing
-            return _begin(target, unusable, start, config, meter_provider)
+            return _begin(target, unusable, start, config, meter_provider, tracer_provider)
     except Exception:
         swallow("instrumenting")
         return Instrumentation(None, None)
@@ -235,6 +244,7 @@ def _begin(
     start: Callable[[Watch, Any], None],
     config: Config | None,
     meter_provider: MeterProvider | None,
+    tracer_provider: TracerProvider | None,
 ) -> Instrumentation:
     config = config if config is not None else Config.from_env()
     if config.sdk_disabled:
@@ -249,7 +259,10 @@ def _begin(
         meter_provider = pipeline.meter_provider
     watch = None
     try:
-        watch = Watch(bridge_for(meter_provider), config)
+        tracer = message_tracer(tracer_provider, config)
+        if tracer is None and pipeline is not None:
+            tracer = pipeline.tracer
+        watch = Watch(bridge_for(meter_provider), config, tracer=tracer)
         start(watch, target)
     except Exception:
         if watch is not None:

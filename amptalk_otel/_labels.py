@@ -18,6 +18,8 @@ MAX_LENGTH = 128
 
 def clean(value: object) -> str:
     """`value` as an attribute: text that every exporter can encode, at most MAX_LENGTH characters."""
+    if type(value) is str and 0 < len(value) <= MAX_LENGTH and value.isascii():
+        return value  # as nearly all are
     text = value if isinstance(value, str) else str(value)
     return text[:MAX_LENGTH].encode("utf-8", "replace").decode("utf-8") or OTHER
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from opentelemetry.sdk.metrics.export import (
     PeriodicExportingMetricReader,
 )
 from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.version import __version__ as sdk_version
 from prometheus_client import CollectorRegistry
 
@@ -46,6 +47,8 @@ from amptalk_otel._guard import logger, swallow
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
 from amptalk_otel._readers import InstrumentsReader, ProducingReader, mark_collections
 from amptalk_otel._server import MetricsServer
+from amptalk_otel._traces import make_provider, message_tracer
+from amptalk_otel._tracing._tracer import MessageTracer
 from amptalk_otel.config import Config
 
 _EXIT_TIMEOUT_S = 5.0
@@ -75,6 +78,8 @@ class Pipeline:
         )
         if self._pushes:
             mark_collections(self.meter_provider)
+        self.tracer_provider: TracerProvider | None = make_provider(config, self._resource)
+        self.tracer: MessageTracer | None = message_tracer(self.tracer_provider, config)
         _bridge.serve(self.meter_provider, self.bridge)  # whoever is given this provider is told once, not twice
         self._ended = False
         self._lock = threading.Lock()
@@ -111,9 +116,20 @@ class Pipeline:
 
     def flush(self, timeout_s: float) -> bool:
         """Push what there is; False where that did not succeed in time."""
-        if not self._pushes:
-            return True
-        return _within(timeout_s, self.meter_provider.force_flush)
+        return _within(timeout_s, *self._flushes())
+
+    def _flushes(self) -> Iterator[Callable[[float], object]]:
+        if self._pushes:
+            yield self.meter_provider.force_flush
+        if self.tracer_provider is not None:
+            flush = self.tracer_provider.force_flush
+            yield lambda milliseconds: flush(int(milliseconds))
+
+    def _shutdowns(self) -> Iterator[Callable[[float], object]]:
+        yield self.meter_provider.shutdown
+        if self.tracer_provider is not None:
+            shutdown = self.tracer_provider.shutdown
+            yield lambda _milliseconds: shutdown()
 
     def shutdown(self, timeout_s: float) -> bool:
         """Push the last values, stop serving, end all threads; False where that took longer than `timeout_s`.
@@ -126,7 +142,7 @@ class Pipeline:
             self._ended = True
         atexit.unregister(self._at_exit)
         until = time.monotonic() + timeout_s
-        in_time = _within(timeout_s, self.meter_provider.shutdown)
+        in_time = _within(timeout_s, *self._shutdowns())
         if self._server is not None:
             in_time = self._server.close(max(0.1, until - time.monotonic())) and in_time
         return in_time
@@ -227,27 +243,44 @@ def _resource(config: Config) -> Resource:
     return Resource(attributes)
 
 
-def _within(timeout_s: float, act: Callable[[float], Any]) -> bool:
-    """Run `act`, which takes a timeout in milliseconds, in a daemon thread; False where it failed or took longer.
+class _Ending:
+    """`act`, which takes a timeout in milliseconds, in a daemon thread: what hangs is left behind.
 
     The SDK gives up without a word at the time that it is told. It is told a later one, so that it is we who notice.
     """
-    outcome: list[bool] = []
 
-    def run(limit_s: float) -> None:
+    def __init__(self, act: Callable[[float], object], timeout_s: float) -> None:
+        self._act = act
+        self._outcome: list[bool] = []
+        self._thread = threading.Thread(
+            target=self._run, args=(2.0 * timeout_s,), name="amptalk-otel-deadline", daemon=True
+        )
+        self._is_running = True
         try:
-            outcome.append(act(limit_s * 1000.0) is not False)
+            self._thread.start()
+        except RuntimeError:  # the interpreter is ending and starts no threads: the SDK has to keep the time
+            self._is_running = False
+            self._run(timeout_s)
+
+    def _run(self, limit_s: float) -> None:
+        try:
+            self._outcome.append(self._act(limit_s * 1000.0) is not False)
         except Exception:
             swallow("ending an exporter")
 
-    thread = threading.Thread(target=run, args=(2.0 * timeout_s,), name="amptalk-otel-deadline", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # the interpreter is ending and starts no threads: the SDK has to keep to the timeout itself
-        run(timeout_s)
-    else:
-        thread.join(timeout_s)
-    return bool(outcome and outcome[0])
+    def succeeds(self, until: float) -> bool:
+        """Wait until that time of the monotonic clock; False where it failed or is not over then."""
+        if self._is_running:
+            self._thread.join(max(0.0, until - time.monotonic()))
+        return bool(self._outcome and self._outcome[0])
+
+
+def _within(timeout_s: float, *acts: Callable[[float], object]) -> bool:
+    """Run acts side by side, as a collector that hangs on metrics may take spans. False where one failed or hangs."""
+    until = time.monotonic() + timeout_s
+    endings = [_Ending(act, timeout_s) for act in acts]
+    outcomes = [ending.succeeds(until) for ending in endings]
+    return all(outcomes)
 
 
 def _address(config: Config) -> str | None:

@@ -10,8 +10,8 @@ from amptalk_otel._type_recorder import TypeRecorder
 UNKNOWN_ARRIVAL = 0.0
 """The message was there before us, or came past us: no made-up wait time."""
 
-Arrival = tuple[TypeRecorder, float]
-"""A message's type, and when it arrived on the recorder's clock."""
+Arrival = tuple[TypeRecorder, float, Any]
+"""A message's type, when it arrived on the recorder's clock, and the context in which it was sent, for traces."""
 
 _TRIES = 50
 
@@ -52,7 +52,7 @@ class InOrder:
         for _ in range(_TRIES):
             try:
                 # Those without a known arrival were there first, so this ends at once.
-                return next((arrived_at for _record, arrived_at in self.arrivals if arrived_at), None)
+                return next((arrived_at for _record, arrived_at, _sent_in in self.arrivals if arrived_at), None)
             except RuntimeError:  # noqa: PERF203 - the inbox changed while we looked
                 continue
         return None
@@ -91,7 +91,9 @@ class ByMessage:
     def oldest(self) -> float | None:
         for _ in range(_TRIES):
             try:
-                first = next((arrived_at for _record, arrived_at in self._arrivals.values() if arrived_at), None)
+                first = next(
+                    (arrived_at for _record, arrived_at, _sent_in in self._arrivals.values() if arrived_at), None
+                )
                 again = [more[0][1] for more in self._again.values() if more[0][1]]
             except (RuntimeError, IndexError):  # the inbox changed while we looked
                 continue

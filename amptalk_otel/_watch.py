@@ -16,6 +16,7 @@ from amptalk_otel._labels import clean
 from amptalk_otel._reading import AgentsToRead, read_operations
 from amptalk_otel._recorder import OperationRecorder, Reported
 from amptalk_otel._sources import Breathe, Bridge
+from amptalk_otel._tracing._tracer import MessageTracer, first_tracer
 from amptalk_otel.adapters import AgentAdapter, adapter_for, tells_message_type_as_it_is
 from amptalk_otel.config import Config
 
@@ -30,7 +31,11 @@ class _SharedAgent:
     __slots__ = ("_key", "hook", "watches")
 
     def __init__(
-        self, agent: Any, recorder: AgentRecorder, adapter: AgentAdapter, router: OrchestratorHook | None
+        self,
+        agent: Any,
+        recorder: AgentRecorder,
+        adapter: AgentAdapter,
+        router: OrchestratorHook | None,
     ) -> None:
         self.hook = AgentHook(agent, recorder, adapter, router)
         self.watches: tuple[Watch, ...] = ()
@@ -38,10 +43,12 @@ class _SharedAgent:
 
     def join(self, watch: Watch) -> None:
         self.watches = (*self.watches, watch)
+        self.hook.trace(first_tracer(self.watches))
 
     def leave(self, watch: Watch) -> bool:
         """Returns whether nobody watches the agent any more."""
         self.watches = tuple(other for other in self.watches if other is not watch)
+        self.hook.trace(first_tracer(self.watches))
         if not self.watches and _agents.get(self._key) is self:
             del _agents[self._key]
         return not self.watches
@@ -50,9 +57,18 @@ class _SharedAgent:
 class Watch:
     """The agents, orchestrator and state managers of one instrumentation. Holds none of them alive."""
 
-    def __init__(self, bridge: Bridge, config: Config, *, machine: bool = True, agents: bool = True) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        config: Config,
+        *,
+        machine: bool = True,
+        agents: bool = True,
+        tracer: MessageTracer | None = None,
+    ) -> None:
         """`machine` and `agents` tell whether machine and process, and agents with all they have, are reported."""
         self._bridge = bridge
+        self.tracer = tracer
         self._config = config
         self._reports_machine = machine
         self._reports_agents = agents
@@ -80,9 +96,9 @@ class Watch:
     def watch_state_manager(self, manager: Any) -> None:
         """Watch a state manager; one that a watched agent has is reported with the agent instead."""
         with _lock:
-            hook = hook_state_manager(manager)
+            hook = hook_state_manager(manager, tracer=self.tracer)
             if isinstance(hook.recorder.owner, AgentRecorder):
-                hook.release()
+                hook.release(self.tracer)
                 return
             self._state_managers.append(hook)
             self._bridge.report(hook.recorder.owner)
@@ -233,7 +249,7 @@ class Watch:
                     shared.hook.release()
             for manager_hook in self._state_managers:
                 owners.append(manager_hook.recorder.owner)
-                manager_hook.release()
+                manager_hook.release(self.tracer)
             self._agents.clear()
             self._departed.clear()
             self._release_orchestrator()

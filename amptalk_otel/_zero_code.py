@@ -24,12 +24,16 @@ class ZeroCode:
         config: Config,
         *,
         meter_provider: MeterProvider | None = None,
-        tracer_provider: TracerProvider | None = None,
+        find_tracer_provider: Callable[[], TracerProvider | None] = lambda: None,
         tell_url: Callable[[str], None] | None = None,
     ) -> None:
-        """`tell_url` is told where the page is if its port was for us to choose."""
+        """`tell_url` is told where the page is if its port was for us to choose.
+
+        `find_tracer_provider` is asked for each orchestrator: a program may set its provider after we came.
+        """
         self._config = config
-        self._providers = {"meter_provider": meter_provider, "tracer_provider": tracer_provider}
+        self._meter_provider = meter_provider
+        self._find_tracer_provider = find_tracer_provider
         self._tell_url = tell_url
         self._made: list[tuple[weakref.ref[Any], Instrumentation]] = []
         self._lock = threading.RLock()
@@ -38,7 +42,12 @@ class ZeroCode:
     def _found(self, orchestrator: Any) -> None:
         with self._lock:
             self._let_go_of_the_dead()
-            instrumentation = instrument_orchestrator(orchestrator, config=self._config, **self._providers)  # type: ignore[arg-type]
+            instrumentation = instrument_orchestrator(
+                orchestrator,
+                config=self._config,
+                meter_provider=self._meter_provider,
+                tracer_provider=self._find_tracer_provider(),
+            )
             self._made.append((weakref.ref(orchestrator), instrumentation))
             self._keep_to_one_page(instrumentation.metrics_url)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -93,6 +94,10 @@ class AgentAdapter:
         """The id of the agent that a message in an outbox is for."""
         return getattr(message, "target_agent_id", None)
 
+    def destination(self, agent: Any, message: Any) -> str | None:
+        """What a span calls the agent that a message from `agent` goes to: its name where it is known, else its id."""
+        return name_in({}, self.target(message))
+
     def undelivered_reason(self, agent: Any, message: Any) -> str:
         """Why `send` returned False: `unknown_target`, `expired` or `error`."""
         return "error"
@@ -126,6 +131,9 @@ class FrameworkAdapter(AgentAdapter):
     def state_manager(self, agent: Any) -> Any:
         return getattr(agent, "state_manager", None)
 
+    def destination(self, agent: Any, message: Any) -> str | None:
+        return name_in(getattr(agent, "connected_agents", {}), self.target(message))
+
     def undelivered_reason(self, agent: Any, message: Any) -> str:
         return undelivered_reason(message, getattr(agent, "connected_agents", ()))
 
@@ -158,6 +166,12 @@ class CoreAdapter(AgentAdapter):
         if isinstance(started_at, datetime):
             return started_at.timestamp()
         return started_at if isinstance(started_at, (int, float)) else None
+
+
+def name_in(agents: Mapping[Any, Any], agent_id: Any) -> str | None:
+    """The name of the agent of this id among `agents`; else the id, and None where there is none."""
+    name = getattr(agents.get(agent_id), "name", agent_id)
+    return None if name is None else str(name)
 
 
 def undelivered_reason(message: Any, known: Any) -> str:
@@ -221,6 +235,10 @@ class _Careful(AgentAdapter):
 
     def target(self, message: Any) -> Any:
         return self._ask("target", message)
+
+    def destination(self, agent: Any, message: Any) -> str | None:
+        destination = self._ask("destination", agent, message)
+        return None if destination is None else str(destination)
 
     def undelivered_reason(self, agent: Any, message: Any) -> str:
         return str(self._ask("undelivered_reason", agent, message) or "error")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from typing import Any
 
 from opentelemetry import metrics, trace
+from opentelemetry.trace import NoOpTracerProvider, ProxyTracerProvider, TracerProvider
 
 try:
     from opentelemetry.instrumentation.instrumentor import BaseInstrumentor  # type: ignore[attr-defined]
@@ -37,13 +39,24 @@ class AmptalkInstrumentor(BaseInstrumentor):  # type: ignore[misc]
         config = kwargs.get("config") or Config.from_env()
         if config.sdk_disabled:
             return
+        given = kwargs.get("tracer_provider")
         self._zero_code = ZeroCode(
             config,
             meter_provider=kwargs.get("meter_provider") or metrics.get_meter_provider(),
-            tracer_provider=kwargs.get("tracer_provider") or trace.get_tracer_provider(),
+            find_tracer_provider=lambda: given or _global_tracer_provider(),
         )
 
     def _uninstrument(self, **_kwargs: Any) -> None:
         zero_code, self._zero_code = self._zero_code, None
         if zero_code is not None:
             zero_code.stop()
+
+
+def _global_tracer_provider() -> TracerProvider | None:
+    """The program's, if it has one whose spans go anywhere.
+
+    The launcher sets one up with `OTEL_TRACES_EXPORTER=none` as well, which would make spans for nobody.
+    """
+    provider = trace.get_tracer_provider()
+    goes_nowhere = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() == "none"
+    return None if goes_nowhere or isinstance(provider, (NoOpTracerProvider, ProxyTracerProvider)) else provider

@@ -19,11 +19,12 @@ from opentelemetry.metrics import Meter, MeterProvider, NoOpMeterProvider
 
 from amptalk_otel import _pipeline
 from amptalk_otel._bridge import bridge_for
-from amptalk_otel._catalogue import SCOPE_NAME
 from amptalk_otel._custom import CustomMetrics, Definition
 from amptalk_otel._guard import complain, guarded
 from amptalk_otel._labels import clean
-from amptalk_otel._version import __version__
+from amptalk_otel._tracing._attributes import of_agent
+from amptalk_otel._tracing._tracer import Inside
+from amptalk_otel._version import SCOPE_NAME, __version__
 from amptalk_otel._watch import Watch
 from amptalk_otel.adapters import adapter_for
 from amptalk_otel.config import Config
@@ -183,7 +184,7 @@ class PerformanceMonitor:
 
         Goes to the histogram `amptalk.operation.duration`, in seconds, also when the block raises, and
         includes the time that it awaits. Blocks may be nested and run at the same time. `agent_id` need
-        not be that of a watched agent.
+        not be that of a watched agent. Where there are traces, it is a span that is named `operation`.
         """
         return Measurement(self, agent_id, operation)
 
@@ -196,6 +197,14 @@ class PerformanceMonitor:
         if watch is not None:
             agent_id = clean(agent_id)
             watch.operations.measured(agent_id, self._name_of(agent_id), clean(operation), seconds)
+
+    def _begin_span(self, agent_id: str, operation: str) -> Inside | None:
+        tracer = self._watch.tracer if self._watch is not None else None
+        if tracer is None:
+            return None
+        agent_id, operation = clean(agent_id), clean(operation)
+        name = self._name_of(agent_id)
+        return tracer.start_inside(operation, {"operation.name": operation, **of_agent(agent_id, name or agent_id)})
 
     def _name_of(self, agent_id: str) -> str | None:
         ref = self._agents.get(agent_id)
@@ -262,6 +271,7 @@ class PerformanceMonitor:
                     self._config,
                     machine=self.include_system_metrics,
                     agents=self.include_agent_metrics,
+                    tracer=self._pipeline.tracer if self._pipeline is not None else None,
                 )
                 self._custom.attach(provider)
                 for agent in self._live_agents():
@@ -283,8 +293,11 @@ class Measurement:
         self._agent_id = agent_id
         self._operation = operation
         self._began_at = 0.0
+        self._span: Inside | None = None
 
     def __enter__(self) -> Self:
+        begin = self._monitor._begin_span  # noqa: SLF001 - our own module's
+        self._span = guarded("starting a span", begin, self._agent_id, self._operation)
         self._began_at = perf_counter()
         return self
 
@@ -292,6 +305,8 @@ class Measurement:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._monitor.record_operation(self._agent_id, self._operation, perf_counter() - self._began_at)
+        if self._span is not None:
+            guarded("ending a span", self._span.end, error)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()

@@ -16,6 +16,9 @@ from amptalk_otel._hooks._processing import Processing
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._patch import Patches, covering_one_argument
 from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, read_state, read_types
+from amptalk_otel._tracing._agent import AgentTracing
+from amptalk_otel._tracing._sending import in_span
+from amptalk_otel._tracing._tracer import MessageTracer
 from amptalk_otel.adapters import AgentAdapter, method_of
 
 
@@ -30,14 +33,22 @@ class AgentHook:
         "_processing",
         "_state",
         "_state_is_covered",
+        "_tracer",
+        "_tracing",
         "agent_ref",
         "recorder",
     )
 
     def __init__(
-        self, agent: Any, recorder: AgentRecorder, adapter: AgentAdapter, router: Router | None = None
+        self,
+        agent: Any,
+        recorder: AgentRecorder,
+        adapter: AgentAdapter,
+        router: Router | None = None,
     ) -> None:
         self.recorder = recorder
+        self._tracer: MessageTracer | None = None
+        self._tracing: AgentTracing | None = None
         self.agent_ref = weakref.ref(agent)
         self._adapter = adapter
         self._patches = Patches()
@@ -78,11 +89,12 @@ class AgentHook:
     # -- wrappers ------------------------------------------------------------------------------------
 
     def _cover_send(self, send: Callable[..., Any]) -> Callable[..., Any]:
-        recorder, patches = self.recorder, self._patches
+        hook, recorder, patches = self, self.recorder, self._patches
 
         async def send_watched(message: Any) -> Any:
             try:
-                delivered = await send(message)
+                tracing = hook._tracing
+                delivered = await (send(message) if tracing is None else hook._send_traced(tracing, send, message))
             except Exception:
                 if patches.active:
                     guarded("counting a failed send", recorder.undeliverable, message, "error")
@@ -98,9 +110,24 @@ class AgentHook:
 
         return send_watched
 
+    async def _send_traced(self, tracing: AgentTracing, send: Callable[..., Any], message: Any) -> Any:
+        return await in_span(
+            lambda: send(message),
+            lambda: tracing.begin_send(*self._description(message)),
+            lambda: self._reason(message),
+        )
+
+    def _description(self, message: Any) -> tuple[str | None, Any, str]:
+        """What a span needs of a message that the agent sends: where it goes, the message, and its type."""
+        destination = self._adapter.destination(self.agent_ref(), message)
+        return destination, message, self.recorder.record_of(message).message_type
+
     def _count_undelivered(self, message: Any) -> None:
+        self.recorder.undeliverable(message, self._reason(message))
+
+    def _reason(self, message: Any) -> str:
         reason = guarded("looking at a failed send", self._adapter.undelivered_reason, self.agent_ref(), message)
-        self.recorder.undeliverable(message, reason or "error")
+        return str(reason or "error")
 
     def _cover_start(self, start: Callable[..., Any]) -> Callable[..., Any]:
         async def start_watched(*args: Any, **kwargs: Any) -> Any:
@@ -131,6 +158,8 @@ class AgentHook:
         agent = self.agent_ref()
         if agent is None or not self._patches.active or self._adapter.is_running(agent):
             return
+        if self._tracing is not None:
+            self._tracing.starts()
         self.recorder.started_at = self.recorder.clock()
         self._await_state_manager(agent)
         queue = self._adapter.inbox(agent)
@@ -140,7 +169,9 @@ class AgentHook:
             self._inbox = self._hook_inbox(agent, queue)
 
     def _hook_inbox(self, agent: Any, queue: Any) -> Inbox:
-        return Inbox(self.recorder, agent, queue, self._adapter.loop, self._processing.in_handler)
+        inbox = Inbox(self.recorder, agent, queue, self._adapter.loop, self._processing.in_handler)
+        inbox.sent_in = self._tracing.sent_in if self._tracing is not None else None
+        return inbox
 
     def _adopt_state_manager(self) -> None:
         agent = self.agent_ref()
@@ -148,8 +179,8 @@ class AgentHook:
         if manager is None or not self._patches.active or (self._state is not None and self._state.is_for(manager)):
             return
         if self._state is not None:
-            self._state.release()
-        self._state = hook_state_manager(manager, self.recorder)
+            self._state.release(self._tracer)
+        self._state = hook_state_manager(manager, self.recorder, self._tracer)
 
     def _started_at(self, agent: Any) -> float | None:
         """When an agent that runs already was started, on our clock."""
@@ -158,6 +189,28 @@ class AgentHook:
         started_at = self._adapter.started_at(agent)
         clock = self.recorder.clock
         return clock() - (time.time() - started_at) if started_at is not None else clock()
+
+    # -- traces --------------------------------------------------------------------------------------
+
+    def trace(self, tracer: MessageTracer | None) -> None:
+        """Make spans of the agent's messages by `tracer` from now on; None: no more."""
+        if tracer is self._tracer:
+            return
+        if self._state is not None:
+            self._state.change_tracer(self._tracer, tracer)
+        self._tracer = tracer
+        owner = self.recorder.agent_id, self.recorder.agent_name
+        self._tracing = tracing = AgentTracing(tracer, owner, self.recorder.clock) if tracer is not None else None
+        self._processing.tracing = tracing
+        self._inbox.sent_in = tracing.sent_in if tracing is not None else None
+        if self._outbox is not None:
+            self._outbox.sent_on = self._sent_on if tracing is not None else None
+            self._outbox.lost = tracing.lost if tracing is not None else None
+        self.recorder.trace(tracing.sized if tracing is not None else None)
+
+    def _sent_on(self, message: Any) -> None:
+        if self._tracing is not None:
+            self._tracing.sent_on(*self._description(message))
 
     # -- reading and leaving -------------------------------------------------------------------------
 
@@ -222,7 +275,7 @@ class AgentHook:
         self._processing.release()
         self._patches.undo()
         if self._state is not None:
-            self._state.release()
+            self._state.release(self._tracer)
 
 
 def _measure_nothing(*_args: Any, **_kwargs: Any) -> AbstractAsyncContextManager[None]:

@@ -36,6 +36,7 @@ class Inbox:
         "hooked",
         "loop_coroutine",
         "patches",
+        "sent_in",
     )
 
     def __init__(
@@ -50,6 +51,8 @@ class Inbox:
 
         `in_handler` tells whether the caller works on one of the agent's messages.
         """
+        self.sent_in: Callable[[Any], Any] | None = None
+        """For traces: tells the context that a message comes from, and never raises."""
         self._recorder = recorder
         self._agent = weakref.ref(agent)
         self._queue = _weak(queue)
@@ -95,7 +98,8 @@ class Inbox:
             put(item)
             try:
                 if patches.active:
-                    arrived(item)
+                    sent_in = self.sent_in
+                    arrived(item, sent_in(item) if sent_in is not None else None)
             except Exception:
                 _guard.swallow("counting a message that arrived")
 
@@ -141,7 +145,8 @@ class Inbox:
                             return
                         record = unknown
                     # Before `received`: a reader that sees the message counted must find when it came.
-                    arrivals.append((record, clock()))
+                    sent_in = inbox.sent_in
+                    arrivals.append((record, clock(), sent_in(item) if sent_in is not None else None))
                     record.received = received = record.received + 1
                     if received >= record.next_size_at:
                         recorder.measure_size(record, item)
@@ -164,15 +169,20 @@ class Inbox:
                     ):
                         inbox.left_in_order(item)
                         return item
-                    record, arrived_at = arrivals.popleft()
+                    record, arrived_at, context = arrivals.popleft()
                     recorder.next_message, recorder.next_record = item, record
                     recorder.next_taken_at = now = clock()
+                    is_traced = recorder.tells_waits_late
+                    if is_traced:
+                        recorder.next_sent_in, recorder.next_waited_s = context, None
                     if arrived_at:
                         seconds = now - arrived_at
                         wait = record.wait
                         wait.counts[bisect_left(DURATION_BOUNDS_S, seconds)] += 1
                         wait.sum += seconds
-                        if recorder.observers:
+                        if is_traced:
+                            recorder.next_waited_s = seconds
+                        elif recorder.observers:
                             recorder.tell_wait(record, seconds)
                     else:
                         record.unwaited += 1
@@ -204,7 +214,7 @@ class Inbox:
         """There are messages in the queue that were not seen to come. This is one, if the next known is no such."""
         record = self._recorder.record_of(item)
         if not waiting.arrivals or waiting.arrivals[0][0] is not record:
-            waiting.arrivals.appendleft((record, UNKNOWN_ARRIVAL))
+            waiting.arrivals.appendleft((record, UNKNOWN_ARRIVAL, None))
             record.received += 1
 
     # -- who takes -----------------------------------------------------------------------------------

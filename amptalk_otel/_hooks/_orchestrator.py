@@ -5,18 +5,27 @@ from __future__ import annotations
 import inspect
 import weakref
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
+from opentelemetry.context import get_current
+
 from amptalk_otel._guard import guarded, swallow
-from amptalk_otel._labels import clean
+from amptalk_otel._labels import clean, message_type_of
 from amptalk_otel._patch import Patches, covering_one_argument, first_argument
 from amptalk_otel._reading import OrchestratorReading, read_orchestrator
 from amptalk_otel._recorder import OrchestratorRecorder
-from amptalk_otel.adapters import adapter_for, undelivered_reason
+from amptalk_otel._tracing._sending import Sending, in_span
+from amptalk_otel._tracing._tracer import MessageTracer, first_tracer
+from amptalk_otel.adapters import adapter_for, name_in, undelivered_reason
 
 
 class Roster(Protocol):
     """Is told which agents there are to watch."""
+
+    @property
+    def tracer(self) -> MessageTracer | None:
+        """What makes spans, if anything does."""
 
     def agent_registered(self, agent: Any) -> None: ...
     def agent_unregistered(self, agent: Any) -> None: ...
@@ -30,6 +39,8 @@ class OrchestratorHook:
     """
 
     def __init__(self, orchestrator: Any) -> None:
+        self._tracer: MessageTracer | None = None
+        self._traces = False  # whether there are wrappers for that
         self.recorder = OrchestratorRecorder(clean(getattr(orchestrator, "name", type(orchestrator).__qualname__)))
         self._orchestrator = weakref.ref(orchestrator)
         self._rosters: tuple[Roster, ...] = ()
@@ -40,12 +51,14 @@ class OrchestratorHook:
     def join(self, roster: Roster) -> None:
         """Tell `roster` of all agents, those there now and those to come."""
         self._rosters = (*self._rosters, roster)
+        self._trace(first_tracer(self._rosters))
         for agent in list(self._agents().values()):
             guarded("watching an agent", roster.agent_registered, agent)
 
     def leave(self, roster: Roster) -> bool:
         """Returns whether nobody is told any more."""
         self._rosters = tuple(other for other in self._rosters if other is not roster)
+        self._trace(first_tracer(self._rosters))
         return not self._rosters
 
     def is_for(self, orchestrator: Any) -> bool:
@@ -66,6 +79,20 @@ class OrchestratorHook:
             self._patches.replace(orchestrator, "enable_performance_monitoring", False)
         if hasattr(orchestrator, "register_event_hook"):
             orchestrator.register_event_hook("message_routed", self._message_routed)
+
+    def _trace(self, tracer: MessageTracer | None) -> None:
+        """Make spans by `tracer` from now on; None: no more. Their wrappers are on top of those that count."""
+        self._tracer, orchestrator = tracer, self._orchestrator()
+        if tracer is None or orchestrator is None or self._traces:
+            return
+        self._traces = True
+        for attribute, destination in (
+            ("send_message_to_agent", self._name_of_target),
+            ("send_message_to_group", _name_of_group),
+            ("broadcast_message", _everybody),
+        ):
+            if hasattr(orchestrator, attribute):
+                self._patches.wrap(orchestrator, attribute, partial(self._cover_traced_send, destination))
 
     # -- wrappers ------------------------------------------------------------------------------------
 
@@ -132,6 +159,26 @@ class OrchestratorHook:
 
         return send_watched
 
+    def _cover_traced_send(
+        self, destination: Callable[..., str | None], send: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        async def send_traced(*args: Any, **kwargs: Any) -> Any:
+            tracer = self._tracer
+            if tracer is None or not self._patches.active:
+                return await send(*args, **kwargs)
+            message = first_argument(args, kwargs)
+            return await in_span(
+                lambda: send(*args, **kwargs),
+                lambda: _begun(tracer, destination(*args, **kwargs), message),
+                lambda: self._reason(message),
+            )
+
+        return send_traced
+
+    def _name_of_target(self, message: Any) -> str | None:
+        target = getattr(message, "target_agent_id", None)
+        return name_in(self._agents(), target)
+
     async def _message_routed(self, *args: Any, **kwargs: Any) -> None:
         message = kwargs["message"] if "message" in kwargs else next(iter(args), None)
         if id(message) not in self._sending:
@@ -161,7 +208,10 @@ class OrchestratorHook:
                 roster.agent_unregistered(agent)
 
     def _count_undelivered(self, message: Any) -> None:
-        self.recorder.undeliverable_one(message, undelivered_reason(message, self._agents()))
+        self.recorder.undeliverable_one(message, self._reason(message))
+
+    def _reason(self, message: Any) -> str:
+        return guarded("looking at a failed send", undelivered_reason, message, self._agents()) or "error"
 
     # -- as the router of outboxes ------------------------------------------------------------------
 
@@ -192,6 +242,20 @@ class OrchestratorHook:
             hooks.remove(self._message_routed)
 
 
+def _begun(tracer: MessageTracer, destination: str | None, message: Any) -> Sending:
+    description = tracer.description_of_send(destination, message_type_of(message), None)
+    return Sending(tracer, description, message, tracer.context_of(message, get_current(), is_being_sent=True))
+
+
 def _is_running(agent: Any) -> bool:
     adapter = adapter_for(agent)
     return adapter is not None and adapter.is_running(agent)
+
+
+def _name_of_group(_message: Any, group: Any = None, *_more: Any, **named: Any) -> str:
+    return str(group if group is not None else next(iter(named.values()), "group"))
+
+
+def _everybody(*_args: Any, **_kwargs: Any) -> str:
+    """A broadcast has no receiver of its own."""
+    return "*"

@@ -8,12 +8,17 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from amptalk_otel._agent_recorder import IN_WORK, NOTHING, AgentRecorder, Flight
+from amptalk_otel._agent_recorder import IN_WORK, NOTHING, AgentRecorder, Flight, Retrying
 from amptalk_otel._buckets import DURATION_BOUNDS_S
 from amptalk_otel._guard import guarded, swallow
 from amptalk_otel._hooks._tasks import callers
+from amptalk_otel._labels import error_type_of
 from amptalk_otel._patch import Patches, covering_one_argument
+from amptalk_otel._tracing._agent import AgentTracing, Attempts, Work
 from amptalk_otel._type_recorder import TypeRecorder
+
+_TRACED = "process_traced"
+_WRAPPERS = ("process_watched", _TRACED)
 
 
 class Processing:
@@ -24,17 +29,27 @@ class Processing:
     retried, and costs nothing before. Otherwise it is covered for good as well.
     """
 
-    __slots__ = ("_agent", "_attempt", "_attempt_patches", "_in_work", "_patches", "_recorder")
+    __slots__ = ("_agent", "_attempt", "_attempt_patches", "_attempts", "_in_work", "_patches", "_recorder", "tracing")
 
     def __init__(
-        self, recorder: AgentRecorder, agent: Any, *, process: str | None, attempt: str | None, judge: str | None
+        self,
+        recorder: AgentRecorder,
+        agent: Any,
+        *,
+        process: str | None,
+        attempt: str | None,
+        judge: str | None,
     ) -> None:
         self._recorder = recorder
+        self.tracing: AgentTracing | None = None
+        """What makes the spans; None while there are none."""
+        self._attempts: dict[int, Attempts] = {}  # at messages that are retried, by id; for traces
         self._agent = weakref.ref(agent)
         self._attempt = attempt
         self._patches = Patches()
         self._attempt_patches: Patches | None = None  # while attempts are covered
-        self._in_work: dict[int, TypeRecorder] | None = None  # by id of the message, where attempts are always covered
+        # Where attempts are always covered: by id of the message.
+        self._in_work: dict[int, tuple[TypeRecorder, Work | None]] | None = None
         if process is None:
             return
         if attempt is not None:
@@ -61,6 +76,8 @@ class Processing:
         unstarted, in_work = recorder.unstarted, self._in_work
 
         async def process_watched(message: Any) -> Any:
+            if processing.tracing is not None:
+                return await processing.process_traced(processing.tracing, process, message)
             # What `recorder.started` and `recorder.processed` do, written out for a message that goes the usual way.
             if recorder.next_message is message and not unstarted:
                 record, taken_at = recorder.next_record, recorder.next_taken_at
@@ -71,7 +88,7 @@ class Processing:
                     return await process(message)
                 record, taken_at = flight.record, flight.taken_at
             if in_work is not None:
-                in_work[id(message)] = record
+                in_work[id(message)] = record, None
             try:
                 result = await process(message)
             except BaseException as error:
@@ -94,17 +111,59 @@ class Processing:
 
         return process_watched
 
-    def processed(self, record: TypeRecorder, taken_at: float, message: Any) -> None:
-        """Count a message that was not alone, or was retried."""
-        self._recorder.processed(record, taken_at, message)
-        self._forget(message)
+    async def process_traced(self, tracing: AgentTracing, process: Callable[..., Any], message: Any) -> Any:
+        """`process_watched` in a span: all that it does, and the context around it."""
+        recorder = self._recorder
+        if recorder.next_message is message and not recorder.unstarted:
+            record, taken_at = recorder.next_record, recorder.next_taken_at
+            sent_in, waited_s = recorder.next_sent_in, recorder.next_waited_s
+            recorder.next_message = IN_WORK
+        else:
+            flight: Flight | None = guarded("looking at a message", recorder.started, message)
+            if flight is None:
+                return await process(message)
+            record, taken_at, sent_in, waited_s = flight.record, flight.taken_at, flight.sent_in, flight.waited_s
+        work: Work | None = guarded("starting a span", tracing.begin, message, record, sent_in, taken_at, waited_s)
+        context = work.context if work is not None else None
+        if waited_s is not None and recorder.observers:
+            guarded("telling a wait", recorder.tell_wait, record, waited_s, context)
+        if self._in_work is not None:
+            self._in_work[id(message)] = record, work
+        try:
+            result = await process(message)
+        except BaseException as error:
+            seconds = guarded("counting a failed message", self.failed, record, taken_at, message, error, context)
+            if work is not None:
+                guarded("ending a span", tracing.end, work, seconds or 0.0, None, error)
+            raise
+        seconds = guarded("counting a processed message", self._count_processed, record, taken_at, message, context)
+        if work is not None:
+            guarded("ending a span", tracing.end, work, seconds or 0.0, result)
+        return result
 
-    def failed(self, record: TypeRecorder, taken_at: float, message: Any, error: BaseException) -> None:
-        """Count a message that failed or was cancelled."""
-        self._recorder.failed(record, taken_at, message, error)
+    def _count_processed(self, record: TypeRecorder, taken_at: float, message: Any, context: Any) -> float:
+        recorder = self._recorder
+        if recorder.next_message is not IN_WORK or recorder.retrying or self._in_work is not None:
+            return self.processed(record, taken_at, message, context)
+        recorder.next_message = NOTHING
+        return recorder.observe_work(record, taken_at, context)
+
+    def processed(self, record: TypeRecorder, taken_at: float, message: Any, context: Any = None) -> float:
+        """Count a message that was not alone, was retried, or is traced. Returns the seconds it took."""
+        seconds = self._recorder.processed(record, taken_at, message, context)
         self._forget(message)
+        return seconds
+
+    def failed(
+        self, record: TypeRecorder, taken_at: float, message: Any, error: BaseException, context: Any = None
+    ) -> float:
+        """Count a message that failed or was cancelled, after as many seconds."""
+        seconds = self._recorder.failed(record, taken_at, message, error, context)
+        self._forget(message)
+        return seconds
 
     def _forget(self, message: Any) -> None:
+        self._attempts.pop(id(message), None)
         if self._in_work is not None:
             self._in_work.pop(id(message), None)
         elif not self._recorder.retrying:
@@ -113,7 +172,7 @@ class Processing:
     def _wrapper_among_callers(self) -> FrameType | None:
         """The call of `process_watched` that the caller works for."""
         for frame in callers():
-            if frame.f_code.co_name == "process_watched" and frame.f_locals.get("recorder") is self._recorder:
+            if frame.f_code.co_name in _WRAPPERS and frame.f_locals.get("recorder") is self._recorder:
                 return frame
         return None
 
@@ -130,8 +189,17 @@ class Processing:
         frame = self._wrapper_among_callers()
         record = frame.f_locals.get("record") if frame is not None else None
         if frame is not None and record is not None and isinstance(error, Exception):
-            self._recorder.attempt_failed(record, frame.f_locals[frame.f_code.co_varnames[0]], error)
+            self._count_failed(record, frame.f_locals.get("work"), _message_in(frame), error)
             self._watch_attempts()
+
+    def _count_failed(self, record: TypeRecorder, work: Work | None, message: Any, error: Exception) -> None:
+        self._recorder.attempt_failed(record, message, error)
+        if self.tracing is None or work is None:
+            return
+        attempts = self._attempts.get(id(message)) or self.tracing.attempts_at(work)
+        if attempts is not None:
+            self._attempts[id(message)] = attempts
+            attempts.failed(error_type_of(error))
 
     def _watch_attempts(self) -> None:
         agent = self._agent()
@@ -143,7 +211,7 @@ class Processing:
         recorder = self._recorder
 
         async def attempt_watched(message: Any) -> Any:
-            retrying = guarded("looking at an attempt", recorder.retry, message) if recorder.retrying else None
+            retrying = guarded("looking at an attempt", self._retried, message) if recorder.retrying else None
             try:
                 return await attempt(message)
             except Exception as error:
@@ -156,15 +224,27 @@ class Processing:
 
         return attempt_watched
 
+    def _retried(self, message: Any) -> Retrying | None:
+        retrying, attempts = self._recorder.retry(message), self._attempts.get(id(message))
+        if retrying is not None and attempts is not None:
+            attempts.retried()
+        return retrying
+
     def _note_failed(self, message: Any, error: Exception) -> None:
-        record = self._in_work.get(id(message)) if self._in_work is not None else None
+        record, work = self._in_work.get(id(message), (None, None)) if self._in_work is not None else (None, None)
         if record is not None:  # else it is the program's own call
-            self._recorder.attempt_failed(record, message, error)
+            self._count_failed(record, work, message, error)
 
     def _let_attempts_be(self) -> None:
         if self._attempt_patches is not None:
             self._attempt_patches.undo()
             self._attempt_patches = None
+
+
+def _message_in(frame: FrameType) -> Any:
+    """What a wrapper works on. The one parameter of `process_watched` has the name that the covered method's has."""
+    code = frame.f_code
+    return frame.f_locals["message" if code.co_name == _TRACED else code.co_varnames[0]]
 
 
 def _is_called_by(process: Callable[..., Any], name: str) -> bool:

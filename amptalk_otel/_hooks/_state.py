@@ -7,11 +7,14 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from amptalk_otel import _guard
+from amptalk_otel._agent_recorder import AgentRecorder
+from amptalk_otel._guard import guarded, swallow
 from amptalk_otel._labels import OTHER, clean
 from amptalk_otel._patch import Patches
 from amptalk_otel._reading import StateReading, read_state
 from amptalk_otel._recorder import StateOwner, StateRecorder
+from amptalk_otel._tracing._attributes import of_agent
+from amptalk_otel._tracing._tracer import Inside, MessageTracer
 
 OPERATIONS = (("save_state", "write"), ("load_state", "read"), ("delete_state", "delete"))
 """Methods of a state manager and the `state.operation` that each is counted as."""
@@ -22,20 +25,21 @@ class StateManagerHook:
 
     def __init__(self, manager: Any, recorder: StateRecorder) -> None:
         self.recorder = recorder
-        self.users = 0
+        self.tracers: list[MessageTracer | None] = []  # one of each user; the first there is makes the spans
         self._manager = weakref.ref(manager)
         self._forget = weakref.finalize(manager, _hooks.pop, id(manager), None)
         self._forget.atexit = False
         self._patches = Patches()
         for attribute, operation in OPERATIONS:
             if hasattr(manager, attribute):
-                self._patches.wrap(manager, attribute, self._covering(operation))
+                self._patches.wrap(manager, attribute, self._covering(attribute, operation))
 
-    def _covering(self, operation: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def _covering(self, method: str, operation: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         recorder, patches = self.recorder, self._patches
 
         def cover(call: Callable[..., Any]) -> Callable[..., Any]:
             async def call_timed(*args: Any, **kwargs: Any) -> Any:
+                span: Inside | None = guarded("starting a span", self._begin, method, operation)
                 began_at, failure = recorder.clock(), None
                 try:
                     return await call(*args, **kwargs)
@@ -47,11 +51,23 @@ class StateManagerHook:
                         if patches.active:
                             recorder.operated(operation, recorder.clock() - began_at, failure)
                     except Exception:
-                        _guard.swallow("timing a state operation")
+                        swallow("timing a state operation")
+                    if span is not None:
+                        guarded("ending a span", span.end, failure)
 
             return call_timed
 
         return cover
+
+    def _begin(self, method: str, operation: str) -> Inside | None:
+        tracer = next(filter(None, self.tracers), None)
+        if tracer is None or not self._patches.active:
+            return None
+        attributes = {"state.storage": self.recorder.storage, "state.operation": operation}
+        owner = self.recorder.owner
+        if isinstance(owner, AgentRecorder):
+            attributes.update(of_agent(owner.agent_id, owner.agent_name))
+        return tracer.start_inside(method, attributes)
 
     def is_for(self, manager: Any) -> bool:
         return self._manager() is manager
@@ -66,11 +82,16 @@ class StateManagerHook:
             items = len(getattr(manager, "memory_data", ()))
         return read_state(self.recorder, size_bytes, items)
 
-    def release(self) -> None:
-        """One user less; the last takes the wrappers off."""
+    def change_tracer(self, former: MessageTracer | None, tracer: MessageTracer | None) -> None:
+        """A user brings another tracer than it did."""
         with _lock:
-            self.users -= 1
-            if self.users > 0:
+            self.tracers[self.tracers.index(former)] = tracer
+
+    def release(self, tracer: MessageTracer | None = None) -> None:
+        """One user less, who brought `tracer`; the last takes the wrappers off."""
+        with _lock:
+            self.tracers.remove(tracer)
+            if self.tracers:
                 return
             self._forget()
         self._patches.undo()
@@ -80,7 +101,9 @@ _lock = threading.Lock()
 _hooks: dict[int, StateManagerHook] = {}  # by id of the manager; one hook however many share it
 
 
-def hook_state_manager(manager: Any, owner: StateOwner | None = None) -> StateManagerHook:
+def hook_state_manager(
+    manager: Any, owner: StateOwner | None = None, tracer: MessageTracer | None = None
+) -> StateManagerHook:
     """The hook on `manager`, new or shared; what it measures belongs to the first `owner` that asked.
 
     A manager that replaces another of the same storage at its owner goes on with that one's recorder.
@@ -90,7 +113,7 @@ def hook_state_manager(manager: Any, owner: StateOwner | None = None) -> StateMa
         if hook is None or not hook.is_for(manager):
             recorder = _recorder_for(manager, owner if owner is not None else StateOwner())
             hook = _hooks[id(manager)] = StateManagerHook(manager, recorder)
-        hook.users += 1
+        hook.tracers.append(tracer)
         return hook
 
 

@@ -46,10 +46,10 @@ class Told(Observer):
     def __init__(self) -> None:
         self.told: list[tuple[Any, ...]] = []
 
-    def waited(self, message_type: str, seconds: float) -> None:
+    def waited(self, message_type: str, seconds: float, context: Any) -> None:
         self.told.append(("waited", message_type, seconds))
 
-    def worked(self, message_type: str, seconds: float) -> None:
+    def worked(self, message_type: str, seconds: float, context: Any) -> None:
         self.told.append(("worked", message_type, seconds))
 
     def sized(self, message_type: str, size_bytes: int) -> None:

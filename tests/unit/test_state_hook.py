@@ -41,7 +41,7 @@ async def test_saving_loading_and_deleting_are_timed_each_as_its_own_operation()
     clock, manager = Clock(), StateManager()
     recorder = StateRecorder("memory", StateOwner(), clock=clock)
     hook = StateManagerHook(manager, recorder)
-    hook.users = 1
+    hook.tracers.append(None)
     former = manager.memory_optimizer.record
 
     def slow(key: str, size_bytes: int) -> None:

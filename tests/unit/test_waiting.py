@@ -14,7 +14,7 @@ RECORD = TypeRecorder("kind")
 
 
 def at(moment: float) -> Arrival:
-    return RECORD, moment
+    return RECORD, moment, None
 
 
 def messages(number: int) -> list[Any]:
