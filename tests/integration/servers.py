@@ -110,11 +110,15 @@ def wait_until(
         time.sleep(POLL_S)
 
 
-def fetch(url: str, parameters: Mapping[str, str] | None = None, *, body: bytes | None = None) -> bytes:
+def fetch(
+    url: str, parameters: Mapping[str, str] | None = None, *, body: bytes | None = None, accept: str | None = None
+) -> bytes:
     """Return what a server answers to a GET (with a body: a POST of JSON); raise `ServerError` otherwise."""
     if parameters:
         url = f"{url}?{urllib.parse.urlencode(parameters)}"
     headers = {"Content-Type": "application/json"} if body is not None else {}
+    if accept is not None:
+        headers["Accept"] = accept
     try:
         with _opener.open(urllib.request.Request(url, body, headers), timeout=HTTP_TIMEOUT_S) as response:
             answer: bytes = response.read()
@@ -463,6 +467,17 @@ MetricKey = tuple[str, frozenset[tuple[str, Attribute]]]
 
 
 @dataclass(frozen=True)
+class PointExemplar:
+    """An exemplar on a data point; ids are lower-case hexadecimal, or empty."""
+
+    trace_id: str
+    span_id: str
+    value: float
+    time_ns: int
+    attributes: Attributes
+
+
+@dataclass(frozen=True)
 class MetricPoint:
     """One data point. `value` is for sums and gauges; `count` to `bounds` are for histograms."""
 
@@ -484,6 +499,7 @@ class MetricPoint:
     max: float | None = None
     bucket_counts: tuple[int, ...] = ()
     bounds: tuple[float, ...] = ()
+    exemplars: tuple[PointExemplar, ...] = ()
 
     @property
     def key(self) -> MetricKey:
@@ -584,8 +600,20 @@ def parse_metrics(export: Mapping[str, Any]) -> Iterator[MetricPoint]:
                     start_time_ns=int(point.get("startTimeUnixNano", 0)),
                     monotonic=bool(data.get("isMonotonic", False)) if kind == "sum" else None,
                     temporality=_TEMPORALITIES.get(data.get("aggregationTemporality", 0)),
+                    exemplars=tuple(_exemplars(point)),
                     **_point_values(point, kind),
                 )
+
+
+def _exemplars(point: Mapping[str, Any]) -> Iterator[PointExemplar]:
+    for exemplar in point.get("exemplars", []):
+        yield PointExemplar(
+            trace_id=exemplar.get("traceId", ""),
+            span_id=exemplar.get("spanId", ""),
+            value=float(exemplar["asDouble"] if "asDouble" in exemplar else exemplar["asInt"]),
+            time_ns=int(exemplar["timeUnixNano"]),
+            attributes=parse_attributes(exemplar.get("filteredAttributes", [])),
+        )
 
 
 def _point_values(point: Mapping[str, Any], kind: str) -> dict[str, Any]:
