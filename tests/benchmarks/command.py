@@ -18,6 +18,7 @@ from tests.benchmarks.workers import ROOT
 BENCHMARKS = {  # in the order of the page: those that say most come first
     "messages": "CPU time of one message: uninstrumented, ours, and by hand with four kinds of tools",
     "growth": "the same from 10 to 10,000 agents, as a plot",
+    "tracing": "CPU time of one message with spans, unsampled to 100 %, against spans made by hand with the SDK",
     "scrape": "CPU time and size of the page from 10 to 10,000 agents, against the stock reader and prometheus_client",
     "export": "CPU time of an OTLP export of 1,000 agents, against the stock path",
     "loop_delay": "delay of the event loop with 1,000 agents and a scrape a second, against idle and stock",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -46,6 +46,9 @@ class Peer:
     wall_us: list[float] = field(default_factory=list)
 
 
+Make = Callable[[str, int, Sequence[MessageType]], Awaitable[Peer]]
+
+
 def run(*, short: bool) -> Result:
     rounds = 6 if short else 15
     one = asyncio.run(measure(PEERS, 1, TYPES[:1], rounds=rounds, label="one type"))
@@ -72,9 +75,16 @@ async def measure(
     rounds: int,
     messages: int = MESSAGES,
     label: str = "",
+    make: Make | None = None,
+    weights: Mapping[str, int] | None = None,
 ) -> dict[str, Peer]:
-    """Send messages through the agents of every peer, in turns."""
-    peers = {name: await _make(name, agents, types) for name in names}
+    """Send messages through the agents of every peer, in turns.
+
+    `make` makes a peer, if it is none of `PEERS`; `weights` tells which have how many turns where others have one.
+    """
+    weight = {name: (weights or {}).get(name, 1) for name in names}
+    weighted = [name for name in names for _ in range(weight[name])]
+    peers = {name: await (make or _make)(name, agents, types) for name in names}
     try:
         slice_size = min(max(SLICE, agents), messages)  # every agent gets some of each slice
         batches = {name: peer.population.messages(slice_size) for name, peer in peers.items()}
@@ -85,15 +95,15 @@ async def measure(
         gc.freeze()  # what all peers keep; from now on the collector looks only at what a slice makes
         for number_of_round in range(rounds):
             spent = {name: Usage() for name in names}
-            for order in turns(names, messages // slice_size):
+            for order in turns(weighted, messages // slice_size):
                 for name in order:
                     gc.collect()  # nobody pays for what the peer before has left
                     with measured() as usage:
                         await peers[name].population.send(batches[name])
                     spent[name].add(usage)
             for name, total in spent.items():
-                peers[name].cpu_us.append(total.cpu_s / messages * 1e6)
-                peers[name].wall_us.append(total.wall_s / messages * 1e6)
+                peers[name].cpu_us.append(total.cpu_s / (messages * weight[name]) * 1e6)
+                peers[name].wall_us.append(total.wall_s / (messages * weight[name]) * 1e6)
             progress(f"{label}: round {number_of_round + 1} of {rounds}")
         _check(peers)
     finally:
@@ -108,7 +118,7 @@ async def _make(name: str, agents: int, types: Sequence[MessageType]) -> Peer:
     population = Population(agents, agent_class(name, agents), types=types)
     await population.start()
     if name == FLOOR:
-        return Peer(population, lambda: sum(_processed_by_hand(agent) for agent in population.agents))
+        return Peer(population, lambda: processed_by_hand(population.agents))
     if name != OURS:
         return Peer(population)
     instrumentation = (
@@ -116,18 +126,19 @@ async def _make(name: str, agents: int, types: Sequence[MessageType]) -> Peer:
         if agents == 1
         else instrument_orchestrator(population.orchestrator, config=CONFIG)
     )
-    return Peer(population, lambda: _processed_by_us(instrumentation), instrumentation.shutdown)
+    return Peer(population, lambda: processed_by_us(instrumentation), instrumentation.shutdown)
 
 
-def _processed_by_us(instrumentation: Instrumentation) -> int:
+def processed_by_us(instrumentation: Instrumentation) -> int:
     """How many messages have all that is compared here: a count, a wait and a processing time."""
     readings = instrumentation.read()
     return sum(min(one.processed, one.wait_histogram.count, one.process_histogram.count) for one in readings)
 
 
-def _processed_by_hand(agent: SimpleAgent) -> int:
-    assert isinstance(agent, by_hand.PlainIntegers)
-    return sum(numbers.processed for numbers in agent.numbers.values())
+def processed_by_hand(agents: Sequence[SimpleAgent]) -> int:
+    """The same, by the plain integers."""
+    floors = [agent for agent in agents if isinstance(agent, by_hand.PlainIntegers)]
+    return sum(numbers.processed for floor in floors for numbers in floor.numbers.values())
 
 
 def _check(peers: dict[str, Peer]) -> None:

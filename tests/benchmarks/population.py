@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from amptalk_otel.demo.runtime import Message, MessageType, Orchestrator, SimpleAgent
 
@@ -52,13 +52,18 @@ class Population:
             for index in range(number)
         ]
 
+    def ways(self) -> Sequence[Callable[[Message], Awaitable[object]]]:
+        """What messages are handed to, in turn."""
+        return [agent.enqueue_message for agent in self.agents]
+
     async def send(self, messages: Sequence[Message]) -> None:
         """Put the messages into the inboxes, agent after agent, in batches; return when all are handled."""
         expected = self.handled + len(messages)
-        agents, size = self.agents, len(self.agents)
+        ways = self.ways()
+        size = len(ways)
         for start in range(0, len(messages), BATCH):
             for index in range(start, min(start + BATCH, len(messages))):
-                await agents[index % size].enqueue_message(messages[index])
+                await ways[index % size](messages[index])
             await asyncio.sleep(0)
         until = asyncio.get_running_loop().time() + _TIMEOUT_S
         while self.handled < expected:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import xml.etree.ElementTree as ET
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext, get_current_span
 from prometheus_client import CollectorRegistry, generate_latest
 
-from tests.benchmarks import bounds, command, messages, peers
+from amptalk_otel.demo.runtime import Message
+from tests.benchmarks import bounds, command, messages, peers, tracing
 from tests.benchmarks.bounds import Bound, Recorded
 from tests.benchmarks.churn import differences_of
 from tests.benchmarks.harness import Summary, differences, exactly, measured, quantile, ratio, summarize, turns
@@ -350,6 +355,129 @@ async def test_all_peers_of_a_message_count_the_same() -> None:
     assert set(found) == set(messages.PEERS)
     assert all(len(peer.cpu_us) == len(peer.wall_us) == 2 for peer in found.values())
     assert {peer.population.handled for peer in found.values()} == {60 + 2 * 60}
+
+
+@in_loop
+async def test_a_peer_with_a_weight_gets_more_messages_and_is_measured_by_each_of_them() -> None:
+    weights = {messages.FLOOR: 3}
+    found = await messages.measure(
+        (messages.BARE, messages.FLOOR), 1, TYPES[:1], rounds=2, messages=50, weights=weights
+    )
+    assert [peer.population.handled for peer in found.values()] == [50 + 2 * 50, 50 + 2 * 150]
+    assert [len(peer.cpu_us) for peer in found.values()] == [2, 2]
+
+
+# -- that spans are the same ---------------------------------------------------------------------------
+
+_SIZE = "messaging.message.body.size"  # of one message in so many
+
+
+@in_loop
+@pytest.mark.parametrize("sends", [False, True])
+async def test_all_rows_of_tracing_count_and_make_spans_as_they_should(sends: bool) -> None:
+    found = await tracing.Block(sends=sends).measure(rounds=1, messages=40)
+    handled = {name: peer.population.handled for name, peer in found.items()}
+    assert handled == {row.name: 40 + 40 * (tracing.WEIGHT if row.sampling is None else 1) for row in tracing.ROWS}
+
+
+@in_loop
+@pytest.mark.parametrize(("sends", "expected"), [(False, {"process"}), (True, {"send", "process"})])
+async def test_spans_by_hand_are_like_ours(sends: bool, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, by_hand = [await _spans_of(tool, monkeypatch, sends=sends) for tool in (messages.OURS, tracing.BY_HAND)]
+    assert [_described(span) for span in ours] == [_described(span) for span in by_hand]
+    assert {span.name.split()[0] for span in ours} == expected
+    for spans in (ours, by_hand):
+        parents = {span.context.span_id for span in spans if span.name.startswith("send")}
+        assert {span.parent is None or span.parent.span_id in parents for span in spans} == {True}
+        assert sum(span.parent is None for span in spans) == 5
+
+
+async def _spans_of(tool: str, monkeypatch: pytest.MonkeyPatch, *, sends: bool) -> list[ReadableSpan]:
+    """Those of five messages."""
+    found: list[ReadableSpan] = []
+    monkeypatch.setattr(tracing.Dropping, "on_end", lambda _self, span: found.append(span))
+    peer = await tracing.Block(sends=sends).make(tracing.Row(tool, tracing.SAMPLINGS[-1]).name, 1, TYPES[:1])
+    await peer.population.send(peer.population.messages(5))
+    await peer.population.stop()
+    await asyncio.to_thread(peer.close)
+    return found
+
+
+def _described(span: ReadableSpan) -> tuple[object, ...]:
+    """What does not differ from run to run."""
+    own = ("messaging.message.id", "amptalk.message.wait.duration")
+    attributes = {name: value if name not in own else type(value) for name, value in (span.attributes or {}).items()}
+    attributes.pop(_SIZE, None)
+    return span.name, span.kind, attributes, span.status.status_code, [event.name for event in span.events], span.links
+
+
+@in_loop
+@pytest.mark.parametrize("tool", [messages.OURS, tracing.BY_HAND])
+@pytest.mark.parametrize("sends", [False, True])
+@pytest.mark.parametrize(("sampling", "traces"), [(tracing.SAMPLINGS[0], 5), (tracing.SAMPLINGS[1], 1)])
+async def test_messages_are_handled_in_the_unsampled_trace_that_they_belong_to(
+    tool: str, sends: bool, sampling: tracing.Sampling, traces: int
+) -> None:
+    peer = await tracing.Block(sends=sends).make(tracing.Row(tool, sampling).name, 1, TYPES[:1])
+    found: list[SpanContext] = []
+
+    async def handle(message: Message) -> None:
+        found.append(get_current_span().get_span_context())
+        await peer.population._handle(message)
+
+    peer.population.agents[-1].register_message_handler(TYPES[0], handle)
+    await peer.population.send(peer.population.messages(5))
+    await peer.population.stop()
+    await asyncio.to_thread(peer.close)
+    assert [context.is_valid and not context.trace_flags.sampled for context in found] == [True] * 5
+    assert len({context.trace_id for context in found}) == traces
+
+
+@pytest.mark.parametrize(
+    ("spans", "share", "is_due"),
+    [(1000, 1.0, True), (999, 1.0, False), (0, 0.0, True), (1, 0.0, False), (100, 0.1, True), (130, 0.1, True),
+     (30, 0.1, False), (10, 0.1, False), (0.5, 0.0, False)],
+)  # fmt: skip
+def test_a_row_without_its_spans_is_noticed(spans: float, share: float, is_due: bool) -> None:
+    with nullcontext() if is_due else pytest.raises(RuntimeError, match=r"a row made spans of .* of 1,000"):
+        tracing.check_spans("a row", spans, 1000, share)
+
+
+def test_tracing_is_held_against_the_same_by_hand() -> None:
+    tenth = tracing.SAMPLINGS[2]
+    ours = tracing.Row(messages.OURS, tenth)
+    assert ours.beside == tracing.Row(tracing.BY_HAND, tenth)
+    assert ours.untraced == tracing.Row(messages.OURS)
+    assert ours.beside.untraced == ours.untraced.beside == tracing.Row(messages.FLOOR)
+    assert [row.name for row in (ours, ours.beside, ours.untraced)] == [
+        "amptalk_otel, 10 % sampled", "SDK spans by hand, 10 % sampled", "amptalk_otel, tracing off",
+    ]  # fmt: skip
+    assert len({row.name for row in tracing.ROWS}) == len(tracing.ROWS)
+
+
+def _taking(cpu_us: float) -> messages.Peer:
+    peer = messages.Peer.__new__(messages.Peer)
+    peer.cpu_us, peer.wall_us = [cpu_us], [cpu_us + 1]
+    return peer
+
+
+def test_ratios_of_tracing_are_of_overheads() -> None:
+    untraced = {messages.BARE: 4.0, messages.FLOOR: 6.0, messages.OURS: 7.0}
+    traced = {messages.OURS: 14.0, tracing.BY_HAND: 24.0}
+    peers = {row.name: _taking((untraced if row.sampling is None else traced)[row.tool]) for row in tracing.ROWS}
+    ratios = {name: summary.median for name, summary in tracing.ratios_of(peers).items()}
+    assert ratios == {"tracing.off.ours_to_floor": 1.5} | {
+        f"tracing.{sampling.name}.ours_to_sdk": 0.5 for sampling in tracing.SAMPLINGS
+    }
+    assert {*ratios, *tracing.ratios_of(peers, "sent.")} == {
+        bound.name for bound in bounds.BOUNDS if bound.name.startswith("tracing.")
+    }
+    cells = {row[0]: row[1:] for row in tracing.table(peers, "").rows}
+    assert len(cells) == len(tracing.ROWS)
+    assert cells["uninstrumented"] == ("4.00", "5.00", "", "", "")
+    assert cells["amptalk_otel, tracing off"] == ("7.00", "8.00", "3.00", "", "1.50 \N{MULTIPLICATION SIGN}")
+    assert cells["amptalk_otel, 10 % sampled"] == ("14.0", "15.0", "10.0", "7.00", "0.5 \N{MULTIPLICATION SIGN}")
+    assert cells["SDK spans by hand, 10 % sampled"] == ("24.0", "25.0", "20.0", "18.0", "")
 
 
 def test_a_page_that_shows_less_is_noticed() -> None:
