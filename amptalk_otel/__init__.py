@@ -1,4 +1,4 @@
-"""OpenTelemetry metrics for AMPTALK multi-agent programs: what are my agents doing, and why is it slow?
+"""OpenTelemetry metrics and traces for AMPTALK multi-agent programs: what are my agents doing, and why is it slow?
 
 `instrument_orchestrator(orchestrator)` watches an orchestrator and its agents, and serves their metrics at
 http://localhost:8000/metrics. `AmptalkInstrumentor` is here too; it needs the extra `auto`.

@@ -62,6 +62,14 @@ class Instrumentation:
         watch = self._watch
         return list(watch.agents()) if watch is not None else []
 
+    def _trace(self, provider: TracerProvider | None, config: Config | None) -> None:
+        """Make spans on `provider`, if there are none yet."""
+        if provider is None or self._watch is None:
+            return
+        tracer = message_tracer(provider, config if config is not None else Config.from_env())
+        if tracer is not None and not self._watch.trace(tracer):
+            logger.warning("spans go where they went before: the target was instrumented with another tracer provider")
+
     def uninstrument(self) -> None:
         """Take every wrapper off and every series of ours off the page. Harmless the second time.
 
@@ -113,8 +121,8 @@ def instrument_orchestrator(
 
     Call it before or after `orchestrator.start()`, on the thread of the event loop that runs the agents
     (or before the loop runs). Calling it again for the same orchestrator returns the first handle, unless
-    another provider is given. It raises nothing: what can't be watched is told in one log record, and the
-    program goes on.
+    another `meter_provider` is given; a `tracer_provider` is taken then if there was none. It raises nothing: what
+    can't be watched is told in one log record, and the program goes on.
     """
     return _instrument(
         orchestrator,
@@ -219,6 +227,7 @@ def _instrument(
         with _lock:
             existing = _find(target, meter_provider)
             if existing is not None:
+                existing._trace(tracer_provider, config)  # noqa: SLF001 - our own module's
                 return existing
             return _begin(target, unusable, start, config, meter_provider, tracer_provider)
     except Exception:

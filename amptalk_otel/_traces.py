@@ -49,11 +49,15 @@ def make_provider(config: Config, resource: Resource) -> SdkTracerProvider | Non
     exporters = [exporter for name in config.traces_exporters if (exporter := _exporter(name, config)) is not None]
     if not exporters:
         return None
-    sampler = _SAMPLERS[config.traces_sampler](config.traces_sampler_arg)
-    provider = SdkTracerProvider(sampler=sampler, resource=resource, shutdown_on_exit=False)
+    provider = SdkTracerProvider(sampler=sampler_of(config), resource=resource, shutdown_on_exit=False)
     for exporter in exporters:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
+
+
+def sampler_of(config: Config) -> Sampler:
+    """What decides which traces are recorded."""
+    return _SAMPLERS[config.traces_sampler](config.traces_sampler_arg)
 
 
 def message_tracer(provider: TracerProvider | None, config: Config) -> MessageTracer | None:

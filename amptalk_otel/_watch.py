@@ -43,12 +43,16 @@ class _SharedAgent:
 
     def join(self, watch: Watch) -> None:
         self.watches = (*self.watches, watch)
+        self.choose_tracer()
+
+    def choose_tracer(self) -> None:
+        """The first that any of the watches brings makes the spans."""
         self.hook.trace(first_tracer(self.watches))
 
     def leave(self, watch: Watch) -> bool:
         """Returns whether nobody watches the agent any more."""
         self.watches = tuple(other for other in self.watches if other is not watch)
-        self.hook.trace(first_tracer(self.watches))
+        self.choose_tracer()
         if not self.watches and _agents.get(self._key) is self:
             del _agents[self._key]
         return not self.watches
@@ -80,6 +84,20 @@ class Watch:
         self._released = False
         bridge.report(self.operations)
         bridge.add(self.snapshot)
+
+    def trace(self, tracer: MessageTracer) -> bool:
+        """Make spans by `tracer` from now on; False where there is another already, which stays."""
+        with _lock:
+            if self._released or self.tracer is not None:
+                return self.tracer is not None and self.tracer.provider is tracer.provider
+            for hook in self._state_managers:
+                hook.change_tracer(self.tracer, tracer)
+            self.tracer = tracer
+            for shared in self._agents.values():
+                shared.choose_tracer()
+            if self._orchestrator is not None:
+                self._orchestrator.choose_tracer()
+            return True
 
     # -- coming and going ----------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ examples:
   amptalk-otel demo                      run until Ctrl-C; open http://localhost:8000/metrics
   amptalk-otel demo --seconds 10         stop by itself
   amptalk-otel demo --port 0 --rate 100  any free port, 100 segments a second
+  amptalk-otel demo --traces             push its spans to a collector as well
   amptalk-otel run app.py --verbose      watch the agents of a program, unedited
   amptalk-otel run -m package.app        the same for a module
 
@@ -38,17 +39,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.command == "run":
         return _run(options.program if options.module is None else ["-m", *options.module], config)
-    return _demo(options.seconds, options.rate, config)
+    return _demo(options.seconds, options.rate, config, traces=options.traces)
 
 
-def _demo(seconds: float | None, rate: float, config: Config) -> int:
+def _demo(seconds: float | None, rate: float, config: Config, *, traces: bool) -> int:
+    from amptalk_otel._otlp import MissingExtraError
     from amptalk_otel.demo.app import run_demo
 
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
-        return asyncio.run(run_demo(seconds=seconds, config=config, rate=rate, out=sys.stdout))
+        return asyncio.run(run_demo(seconds=seconds, config=config, rate=rate, out=sys.stdout, traces=traces))
     except KeyboardInterrupt:
         return 0
+    except MissingExtraError as error:
+        print(f"amptalk-otel: {error}", file=sys.stderr)
+        return 1
 
 
 def _run(command: Sequence[str], config: Config) -> int:
@@ -75,7 +80,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="amptalk-otel",
-        description="OpenTelemetry metrics for AMPTALK multi-agent programs.",
+        description="OpenTelemetry metrics and traces for AMPTALK multi-agent programs.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -90,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seconds", type=_positive, metavar="N", help="stop after N seconds (default: at Ctrl-C)")
     demo.add_argument(
         "--rate", type=_positive, default=20.0, metavar="R", help="transcript segments per second (default: 20)"
+    )
+    demo.add_argument(
+        "--traces",
+        action="store_true",
+        help="push the spans of its messages to a collector as well (default: http://localhost:4318)",
     )
     run = _add_command(
         commands,

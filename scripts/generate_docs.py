@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,9 @@ instrument_orchestrator(orchestrator, config=Config(prometheus_port=9464))  # th
 ```
 
 The variables are OpenTelemetry's own where it has one. They are read when the instrumentation begins (never at
-import), and once. Where a row of the table below has two variables, the first goes before the second. An empty variable
-counts as not set.
+import), and once. An empty variable counts as not set.
 
-A `Config` that is made without `from_env` takes nothing from this table's variables, with the exceptions that
+A `Config` that is made without `from_env` takes nothing from these variables, with the exceptions that
 OpenTelemetry's own exporters make: they look for headers, certificates and the "insecure" switch in the environment
 where the `Config` gives none, and `OTEL_SDK_DISABLED=true` switches its SDK off in any case.
 
@@ -94,10 +94,25 @@ $ export OTEL_EXPORTER_OTLP_COMPRESSION=gzip
 $ export OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%20TOKEN
 ```
 
-See what would be sent, as JSON on stdout, or send nothing:
+Traces as well, a tenth of them, to the same collector ([Tracing](tracing.md) tells what they show):
 
 ```console
-$ export OTEL_METRICS_EXPORTER=console
+$ export OTEL_TRACES_EXPORTER=otlp
+$ export OTEL_TRACES_SAMPLER=parentbased_traceidratio
+$ export OTEL_TRACES_SAMPLER_ARG=0.1
+```
+
+Traces to a collector of their own; the endpoint of one signal is used as it is:
+
+```console
+$ export OTEL_TRACES_EXPORTER=otlp
+$ export OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=http://tempo.example.com:4318/v1/traces
+```
+
+See what would be sent, as JSON on stdout, or send no metrics (traces are off unless you ask for them):
+
+```console
+$ export OTEL_METRICS_EXPORTER=console OTEL_TRACES_EXPORTER=console
 $ export OTEL_METRICS_EXPORTER=none
 ```
 
@@ -131,12 +146,20 @@ What is right as a value but fails in the world is treated alike:
 
 ## All settings
 
-| variable | field of `Config` | default | meaning |
-|---|---|---|---|
-{settings}
+Times are seconds in a `Config`; where OpenTelemetry counts a variable in milliseconds, the row says so.
 
-Times are seconds in a `Config`; where OpenTelemetry counts a variable in milliseconds, the table says so.
+{settings}
 """  # noqa: E501 - rows of Markdown tables can't be folded
+
+_SECTIONS: tuple[tuple[str, str, str], ...] = (
+    ("Everything", "", r"sdk_disabled|service_name|resource_attributes|modules"),
+    ("Metrics", "", r"metrics?_.*|prometheus_.*|exemplar_filter|message_size_sample_every|departed_agents_linger_s"),
+    ("Traces", "What they do: [Tracing](tracing.md).", r"traces?_.*|propagators"),
+    ("OTLP", "For the `otlp` exporters of metrics and traces.", r"otlp_(?!metrics_|traces_).*"),
+    ("OTLP, for metrics alone", "", r"otlp_metrics_.*"),
+    ("OTLP, for traces alone", "", r"otlp_traces_.*"),
+)
+"""Title, sentence and fields of each table of settings. A field belongs to the first that names it."""
 
 _BAD_EXAMPLES = {
     "OTEL_EXPORTER_PROMETHEUS_PORT": "eight",
@@ -158,7 +181,7 @@ class _Messages(logging.Handler):
 
 def configuration() -> str:
     """The text of docs/configuration.md."""
-    settings = "\n".join(_setting_row(setting) for setting in SETTINGS)
+    settings = "\n\n".join(_setting_tables())
     return _GENERATED + _CONFIGURATION.format(settings=settings, warnings="\n".join(_warnings()))
 
 
@@ -172,6 +195,18 @@ def _warnings() -> list[str]:
         logger.propagate = propagates
         logger.removeHandler(messages)
     return messages.texts
+
+
+def _setting_tables() -> Iterator[str]:
+    rest = list(SETTINGS)
+    for title, sentence, fields in _SECTIONS:
+        found = [setting for setting in rest if re.fullmatch(fields, setting.field)]
+        rest = [setting for setting in rest if setting not in found]
+        head = ["| variable | field of `Config` | default | meaning |", "|---|---|---|---|"]
+        table = "\n".join([*head, *(_setting_row(setting) for setting in found)])
+        yield "\n\n".join(filter(None, [f"### {title}", sentence, table]))
+    if rest:
+        raise ValueError(f"no section for {', '.join(setting.field for setting in rest)}")
 
 
 def _setting_row(setting: Setting) -> str:
@@ -315,6 +350,9 @@ sum by (agent_name, reason) (increase(amptalk_agent_messages_undeliverable_total
 - **CPU shares cover at least a second.** Whoever asks sooner gets the last value again, so that two scrapers do not spoil each
   other's. In the first tenth of a second there is none.
 - **Durations come from a monotonic clock.** Setting the machine's clock does not show in them.
+
+- **Durations lead to traces.** Where there are traces, `message.wait.duration` and `message.process.duration` carry exemplars:
+  see [From a spike to its trace](tracing.md#from-a-spike-to-its-trace).
 
 ## Buckets
 

@@ -51,14 +51,14 @@ class OrchestratorHook:
     def join(self, roster: Roster) -> None:
         """Tell `roster` of all agents, those there now and those to come."""
         self._rosters = (*self._rosters, roster)
-        self._trace(first_tracer(self._rosters))
+        self.choose_tracer()
         for agent in list(self._agents().values()):
             guarded("watching an agent", roster.agent_registered, agent)
 
     def leave(self, roster: Roster) -> bool:
         """Returns whether nobody is told any more."""
         self._rosters = tuple(other for other in self._rosters if other is not roster)
-        self._trace(first_tracer(self._rosters))
+        self.choose_tracer()
         return not self._rosters
 
     def is_for(self, orchestrator: Any) -> bool:
@@ -80,10 +80,10 @@ class OrchestratorHook:
         if hasattr(orchestrator, "register_event_hook"):
             orchestrator.register_event_hook("message_routed", self._message_routed)
 
-    def _trace(self, tracer: MessageTracer | None) -> None:
-        """Make spans by `tracer` from now on; None: no more. Their wrappers are on top of those that count."""
-        self._tracer, orchestrator = tracer, self._orchestrator()
-        if tracer is None or orchestrator is None or self._traces:
+    def choose_tracer(self) -> None:
+        """The first that any of the rosters brings makes the spans. Their wrappers are on top of those that count."""
+        self._tracer, orchestrator = first_tracer(self._rosters), self._orchestrator()
+        if self._tracer is None or orchestrator is None or self._traces:
             return
         self._traces = True
         for attribute, destination in (
@@ -252,8 +252,10 @@ def _is_running(agent: Any) -> bool:
     return adapter is not None and adapter.is_running(agent)
 
 
-def _name_of_group(_message: Any, group: Any = None, *_more: Any, **named: Any) -> str:
-    return str(group if group is not None else next(iter(named.values()), "group"))
+def _name_of_group(*args: Any, **kwargs: Any) -> str:
+    """The second argument of `send_message_to_group`."""
+    given = (*args, *kwargs.values())
+    return str(kwargs.get("group", given[1] if len(given) > 1 else "group"))
 
 
 def _everybody(*_args: Any, **_kwargs: Any) -> str:

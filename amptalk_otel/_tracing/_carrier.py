@@ -14,7 +14,7 @@ from uuid import uuid4
 from opentelemetry.baggage import get_all
 from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.trace import get_current_span
+from opentelemetry.trace import SpanContext, get_current_span
 
 from amptalk_otel._guard import guarded
 
@@ -94,6 +94,12 @@ def is_of(trace_id: int, carried: dict[str, Any]) -> bool:
     return isinstance(traceparent, str) and traceparent[3:35] == f"{trace_id:032x}"
 
 
+def names(carried: dict[str, Any], span: SpanContext) -> bool:
+    """Whether a carrier is of this very span, as W3C's trace context tells; False where it does not."""
+    traceparent = carried.get("traceparent")
+    return isinstance(traceparent, str) and traceparent[3:52] == f"{span.trace_id:032x}-{span.span_id:016x}"
+
+
 def _checkpoint_data(message: Any) -> dict[str, Any] | None:
     try:
         data = message.metadata.checkpoint_data
@@ -105,6 +111,6 @@ def _checkpoint_data(message: Any) -> dict[str, Any] | None:
 def _is_usable(carrier: object) -> bool:
     if not isinstance(carrier, dict) or len(carrier) > MAX_FIELDS:
         return False
-    if not all(isinstance(name, str) and isinstance(value, str) for name, value in carrier.items()):
-        return False
+    if not all(isinstance(text, str) and text.isascii() for field in carrier.items() for text in field):
+        return False  # propagators fail on what can't be encoded
     return sum(len(name) + len(value) for name, value in carrier.items()) <= MAX_LENGTH

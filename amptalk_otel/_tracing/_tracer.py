@@ -15,7 +15,7 @@ from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode,
 
 from amptalk_otel._labels import error_type_of
 from amptalk_otel._tracing._attributes import AttributeValue, Description, of_send
-from amptalk_otel._tracing._carrier import Carrier, carried_by, is_of, is_ours
+from amptalk_otel._tracing._carrier import Carrier, carried_by, is_of, is_ours, names
 from amptalk_otel._tracing._relation import Relation, answered
 from amptalk_otel._version import SCOPE_NAME, __version__
 
@@ -42,12 +42,13 @@ class MessageTracer:
         relation: Relation = Relation.PARENT,
         exemplar_filter: str = "trace_based",
     ) -> None:
+        self.provider = provider
         self.carrier = carrier
         self._is_exemplary = _EXEMPLARS[exemplar_filter]
         self._shows_unsampled = exemplar_filter == "always_on"
         self._relation = relation
         self._tracer = provider.get_tracer(SCOPE_NAME, __version__)
-        self._follows_parents = relation is Relation.PARENT and _follows_parents(provider)
+        self._follows_parents = relation is not Relation.LINK and _follows_parents(provider)
         self._descriptions: dict[tuple[str | None, str, tuple[str, str] | None], Description] = {}
         self._on_the_way: dict[int, tuple[Any, Context]] = {}  # by id of the message
 
@@ -90,21 +91,21 @@ class MessageTracer:
     def context_of(self, message: Any, current: Context, *, is_being_sent: bool) -> Context:
         """What a message belongs to: what it carries, or `current`, that of whoever sends it or puts it into an inbox.
 
-        What comes from another process goes on with what it carries: whoever puts it may be a task that reads from a
-        socket, in a span of its own. Not so if `current` goes on with that itself, such as in a handler that forwards
-        what it works on. What this process sent is told by the sender's context, which is current then; if not, it
-        came by a way of the program's own. A message object that is sent once more begins anew.
+        It goes on with what it carries: whoever puts it may be a task that reads from a socket, or puts what others
+        sent, in a span of its own. Not so if `current` goes on with that itself, such as within the send, or in a
+        handler that forwards what it works on. A message object that this process sends once more begins anew.
         """
         carried = carried_by(message)
         if carried is None:
             return current
-        ours = is_ours(carried)
-        if ours and is_being_sent:
+        if is_being_sent and is_ours(carried):
             return current
         span = trace.get_current_span(current)
         of = span.get_span_context()
+        if names(carried, of):  # the send is under way, sampled or not
+            return current
         is_under_way = span.is_recording() or self.is_unsampled(of)
-        if is_under_way and (ours or is_of(of.trace_id, carried) or is_of(answered(current), carried)):
+        if is_under_way and (is_of(of.trace_id, carried) or is_of(answered(current), carried)):
             return current
         return self.carrier.extract(message, Context())
 

@@ -18,6 +18,7 @@ from amptalk_otel import Config, instrument_orchestrator
 from .board import RateWindow, Reading, Row, add_up, make_rows
 from .meeting import Meeting, Pace, build_meeting, feed, load_segments
 from .screen import Screen, choose_screen
+from .spans import Spans
 from .table import Usage, render, render_totals
 
 SERVICE_NAME = "amptalk-demo"
@@ -34,23 +35,31 @@ class Instrumentation(Protocol):
     def shutdown(self, timeout_s: float = ...) -> bool: ...
 
 
-async def run_demo(*, seconds: float | None, config: Config, rate: float, out: TextIO) -> int:
+async def run_demo(*, seconds: float | None, config: Config, rate: float, out: TextIO, traces: bool = False) -> int:
     """Run the meeting for `seconds` (None: until SIGINT or SIGTERM) and show it on `out`.
 
-    Feeds `rate` transcript segments per second. Returns the exit code: 0, also when whoever read `out`
-    has gone. Raises ValueError when the rate is not above 0.
+    Feeds `rate` transcript segments per second. With `traces` its spans are pushed to a collector. Returns the
+    exit code: 0, also when whoever read `out` has gone. Raises ValueError when the rate is not above 0, and
+    MissingExtraError when `traces` are wanted and there is no exporter for them.
     """
     pace = Pace(rate)
     if config.service_name is None:
         config = config.with_changes(service_name=SERVICE_NAME)
+    spans = Spans(config) if traces and not config.sdk_disabled else None
     with tempfile.TemporaryDirectory(prefix="amptalk-demo-") as folder:
         meeting = build_meeting(state_folder=folder)
-        instrumentation = instrument_orchestrator(meeting.orchestrator, config=config)
+        instrumentation = instrument_orchestrator(
+            meeting.orchestrator, config=config, tracer_provider=spans.provider if spans is not None else None
+        )
         try:
             screen = choose_screen(out, os.environ)
-            screen.introduce(introduction(instrumentation.metrics_url, config))
+            about_spans = await asyncio.to_thread(spans.introduction) if spans is not None else []
+            screen.introduce(introduction(instrumentation.metrics_url, config), *about_spans)
             await _hold_meeting(meeting, View(meeting, instrumentation, screen), pace, seconds)
-            out.write(render_totals(add_up(instrumentation.read())) + "\n")
+            totals = [render_totals(add_up(instrumentation.read()))]
+            if spans is not None:
+                totals.append(await asyncio.to_thread(spans.end))
+            out.write("".join(f"{line}\n" for line in totals))
             out.flush()
         except BrokenPipeError:
             _discard(out)

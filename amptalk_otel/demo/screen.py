@@ -18,7 +18,7 @@ class Screen(Protocol):
     period_s: float
     color: bool
 
-    def introduce(self, line: str) -> None: ...
+    def introduce(self, *lines: str) -> None: ...
     def width(self) -> int: ...
     def show(self, lines: Sequence[str]) -> None: ...
     def close(self) -> None: ...
@@ -34,9 +34,9 @@ class PlainScreen:
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
-    def introduce(self, line: str) -> None:
-        """Print the line once, above everything."""
-        self._out.write(f"{line}\n\n")
+    def introduce(self, *lines: str) -> None:
+        """Print the lines once, above everything."""
+        self._out.write("\n".join([*lines, "", ""]))
         self._out.flush()
 
     def width(self) -> int:
@@ -63,9 +63,9 @@ class LiveScreen:
         self._height = 0
         self._drawn_at: os.terminal_size | None = None
 
-    def introduce(self, line: str) -> None:
-        """Keep the line on top of every block."""
-        self._top = [line, ""]
+    def introduce(self, *lines: str) -> None:
+        """Keep the lines on top of every block."""
+        self._top = [*lines, ""]
 
     def width(self) -> int:
         return self._size().columns

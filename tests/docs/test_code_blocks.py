@@ -66,11 +66,13 @@ TEXT_BLOCKS = {  # samples that nothing runs, by page and first line
     ("troubleshooting.md", "Worker can't be watched: it is of no kind that an adapter knows"),
     ("troubleshooting.md", "Transient error ... encountered while exporting metrics batch"),
 }
-OTHER_PACKAGES = {"tox", "opentelemetry-distro", "."}
-OTHER_VARIABLES = {  # read by OpenTelemetry's launcher, by way of which they reach us
+OTHER_PACKAGES = {"tox", "opentelemetry-distro", "opentelemetry-instrumentation-logging", "."}
+OTHER_VARIABLES = {  # read by OpenTelemetry's launcher, its SDK and its instrumentations
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_SCHEDULE_DELAY",
     "OTEL_LOGS_EXPORTER",
-    "OTEL_TRACES_EXPORTER",
     "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
+    "OTEL_PYTHON_LOG_CORRELATION",
 }
 FORMER_METRICS = {"process_cpu_usage_percent", "system_cpu_usage_percent", "system_memory_usage_percent"}
 COLLECTOR_METRICS = {"process_cpu_utilization_ratio"}  # as the Collector's own page has it
@@ -81,6 +83,7 @@ PROMQL_WORDS = {
 SHOWN = {  # what the Python of a page prints, among other things
     "README.md": r"^http://localhost:\d+/metrics\n(.*\n)*Transcriber \d+ [1-9]\d* 0\.\d+$",
     "index.md": r"^http://localhost:\d+/metrics$",
+    "tracing.md": r"^00-[0-9a-f]{32}-[0-9a-f]{16}-0[13]$",
     "quickstart.md": r"^Transcriber [1-9]\d* [1-9]\d* 0 \d+$",
     "troubleshooting.md": r"^True http://localhost:\d+/metrics\n(.*\n)*\['Transcriber'\]\n\['transcriber'\]$",
 }
@@ -210,6 +213,9 @@ class PageRun:
         if program in ("prometheus", "promtool", "otelcol"):
             self.server(block, words)
             return None
+        if program == "tail":
+            assert (ROOT / "examples" / "collector-traces.yaml").read_text().count(f"path: {words[3]}\n") == 1
+            return None
         if program == "ss":
             return await self.shell(block, text) if shutil.which("ss") else None
         assert program in ("amptalk-otel", "curl", "python", "opentelemetry-instrument"), f"{block}: {program}?"
@@ -218,8 +224,7 @@ class PageRun:
     def export(self, block: Block, given: dict[str, str]) -> None:
         assert given, f"{block}: exports nothing"
         self.exported.update(given)
-        if "OTEL_TRACES_EXPORTER" not in self.exported:  # else they are for the launcher
-            Config.from_env(self.exported, strict=True)
+        Config.from_env(self.exported, strict=True)
 
     def server(self, block: Block, words: list[str]) -> None:
         """What would be started is checked. The file that it names is a block of the page."""
@@ -231,7 +236,7 @@ class PageRun:
         if "opentelemetry-instrument" in text and importlib.util.find_spec("opentelemetry.distro") is None:
             reason = "opentelemetry-distro is not installed"
             pytest.fail(reason) if IN_CI else pytest.skip(reason)
-        if "4318/v1/metrics" in text:
+        if "4318/v1/" in text or "--traces" in text:
             return await self.with_collector(block, text)
         if ":8000" in text:
             address = self.address()
@@ -251,6 +256,7 @@ class PageRun:
             "OTEL_EXPORTER_PROMETHEUS_PORT": "0",
             "OTEL_EXPORTER_PROMETHEUS_HOST": "localhost",
             "OTEL_METRICS_EXPORTER": self.exported.get("OTEL_METRICS_EXPORTER", "prometheus").replace("otlp", "none"),
+            "OTEL_TRACES_EXPORTER": self.exported.get("OTEL_TRACES_EXPORTER", "none").replace("otlp", "none"),
             "PYTHONDONTWRITEBYTECODE": "1",
             "no_proxy": "*",
         }
@@ -272,7 +278,12 @@ class PageRun:
             return "200"
         with Collector() as collector:
             text = text.replace("http://localhost:4318", collector.http_endpoint)
-            return await asyncio.to_thread(self.run_shell, block, text)
+            if "--traces" not in text:
+                return await asyncio.to_thread(self.run_shell, block, text)
+            text = f"OTEL_EXPORTER_OTLP_ENDPOINT={collector.http_endpoint} {text} --seconds 1 --port 0"
+            printed = await asyncio.to_thread(self.run_shell, block, text)
+            collector.wait_for_spans(lambda spans: f"= pushed {len(spans):,} + not pushed 0\n" in printed)
+            return printed
 
     def address(self) -> str:
         """Where the page's program serves its metrics; it is made to, if the page has not come to that."""
@@ -356,11 +367,26 @@ def check_server_file(path: Path) -> None:
         program, arguments = "promtool", ["check", "rules"]
     elif "receivers" in document:
         program, arguments = "otelcol", ["validate", "--config"]
+    elif "datasources" in document:  # Grafana's, which has no such command
+        _check_data_sources(path, document["datasources"])
+        return
     else:
         pytest.fail(f"{path.name}: neither Prometheus' nor a collector's")
     if find_server(program) is not None:
         code, said = run_program(program, *arguments, path)
         assert code == 0, f"{path.name}: {said}"
+
+
+def _check_data_sources(path: Path, sources: list[dict[str, Any]]) -> None:
+    """Exemplars lead from one data source to another that is there, by the label that they have on our page."""
+    destinations = [
+        destination
+        for source in sources
+        for destination in source.get("jsonData", {}).get("exemplarTraceIdDestinations", [])
+    ]
+    assert destinations, f"{path.name}: leads nowhere"
+    assert {destination["name"] for destination in destinations} == {"trace_id"}
+    assert {destination["datasourceUid"] for destination in destinations} <= {source["uid"] for source in sources}
 
 
 # -------------------------------------------------------------------------------------------------------------- tests

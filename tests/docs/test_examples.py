@@ -1,4 +1,4 @@
-"""The example runs as written, and its numbers add up."""
+"""The examples run as written, and what they print is right."""
 
 from __future__ import annotations
 
@@ -8,17 +8,31 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import yaml
+
+from tests.docs.blocks import blocks_of
+from tests.integration.servers import find_server, run_program
+
 ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "performance_monitoring_demo.py"
+EXAMPLES = ROOT / "examples"
+PROGRAMS = sorted(EXAMPLES.glob("*.py"))
 
 
-def test_the_example_runs_and_its_messages_add_up() -> None:
-    environment = {**os.environ, "OTEL_EXPORTER_PROMETHEUS_PORT": "0", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, str(EXAMPLE), "1"], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (run.returncode, run.stderr) == (0, "")
-    first, *_tables, transcriber, summarizer = run.stdout.splitlines()
+def run(name: str, *arguments: str) -> str:
+    """What an example prints; nothing goes wrong."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    environment |= {"OTEL_EXPORTER_PROMETHEUS_PORT": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_metrics_add_up() -> None:
+    first, *_tables, transcriber, summarizer = run("performance_monitoring_demo.py", "1").splitlines()
     assert re.fullmatch(r"metrics: http://localhost:\d+/metrics", first)
     counts = {
         name: int(number) for name, number in re.findall(r"(queue|received|processed|failed) +(\d+)", transcriber)
@@ -29,5 +43,22 @@ def test_the_example_runs_and_its_messages_add_up() -> None:
     assert summarizer.startswith("Summarizer")
 
 
-def test_the_example_is_short() -> None:
-    assert len(EXAMPLE.read_text().splitlines()) < 100
+def test_traces_are_those_that_the_documentation_shows() -> None:
+    (shown,) = (
+        block.text.removeprefix("$ python examples/tracing.py\n")
+        for block in blocks_of(ROOT / "docs" / "tracing.md")
+        if block.text.startswith("$ python examples/tracing.py\n")
+    )
+    assert run("tracing.py") == shown
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
+def test_each_is_short(program: Path) -> None:
+    assert len(program.read_text().splitlines()) < 100
+
+
+def test_the_collector_takes_its_configuration() -> None:
+    path = EXAMPLES / "collector-traces.yaml"
+    assert "traces" in yaml.safe_load(path.read_text())["service"]["pipelines"]
+    if find_server("otelcol") is not None:
+        assert run_program("otelcol", "validate", "--config", path)[0] == 0

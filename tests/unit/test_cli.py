@@ -16,6 +16,7 @@ from amptalk_otel import cli
 from amptalk_otel.config import SETTINGS, Config
 
 ROOT = Path(__file__).parents[2]
+Demo = tuple[float | None, float, Config, bool]
 
 
 @pytest.fixture(autouse=True)
@@ -26,12 +27,12 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def demos(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float | None, float, Config]]:
+def demos(monkeypatch: pytest.MonkeyPatch) -> list[Demo]:
     """What the demo would be called with."""
-    calls: list[tuple[float | None, float, Config]] = []
+    calls: list[Demo] = []
 
-    def demo(seconds: float | None, rate: float, config: Config) -> int:
-        calls.append((seconds, rate, config))
+    def demo(seconds: float | None, rate: float, config: Config, *, traces: bool) -> int:
+        calls.append((seconds, rate, config, traces))
         return 0
 
     monkeypatch.setattr(cli, "_demo", demo)
@@ -122,27 +123,23 @@ def test_a_bad_variable_is_exit_2_and_one_line_on_stderr(
     assert demos == []
 
 
-def test_an_option_goes_before_a_bad_variable(
-    monkeypatch: pytest.MonkeyPatch, demos: list[tuple[float | None, float, Config]]
-) -> None:
+def test_an_option_goes_before_a_bad_variable(monkeypatch: pytest.MonkeyPatch, demos: list[Demo]) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", "abc")
     assert run("demo", "--port", "0") == 0
-    assert demos == [(None, 20.0, Config(prometheus_port=0))]
+    assert demos == [(None, 20.0, Config(prometheus_port=0), False)]
 
 
-def test_options_and_variables_reach_the_demo(
-    monkeypatch: pytest.MonkeyPatch, demos: list[tuple[float | None, float, Config]]
-) -> None:
+def test_options_and_variables_reach_the_demo(monkeypatch: pytest.MonkeyPatch, demos: list[Demo]) -> None:
     monkeypatch.setenv("OTEL_SERVICE_NAME", "bot")
-    assert run("demo", "--seconds", "1.5", "--rate", "100", "--port", "9464") == 0
-    assert demos == [(1.5, 100.0, Config(service_name="bot", prometheus_port=9464))]
+    assert run("demo", "--seconds", "1.5", "--rate", "100", "--port", "9464", "--traces") == 0
+    assert demos == [(1.5, 100.0, Config(service_name="bot", prometheus_port=9464), True)]
 
 
 def test_without_options_the_demo_runs_until_it_is_stopped_on_the_default_port(
-    demos: list[tuple[float | None, float, Config]],
+    demos: list[Demo],
 ) -> None:
     assert run("demo") == 0
-    assert demos == [(None, 20.0, Config())]
+    assert demos == [(None, 20.0, Config(), False)]
 
 
 @pytest.mark.parametrize(

@@ -158,9 +158,9 @@ class TestServiceName:
     def test_default(self, monkeypatch: pytest.MonkeyPatch, given: str | None, name: str) -> None:
         seen: list[Config] = []
 
-        def note(orchestrator: OrchestratorLike, *, config: Config) -> Instrumentation:
+        def note(orchestrator: OrchestratorLike, *, config: Config, tracer_provider: None) -> Instrumentation:
             seen.append(config)
-            return instrument_orchestrator(orchestrator, config=config)
+            return instrument_orchestrator(orchestrator, config=config, tracer_provider=tracer_provider)
 
         monkeypatch.setattr(app, "instrument_orchestrator", note)
         run(seconds=0, config=Config(prometheus_port=0, service_name=given))

@@ -68,10 +68,10 @@ class TestLive:
         terminal = Terminal()
         terminal.write("$ demo\n")
         screen = LiveScreen(terminal, color=False)
-        screen.introduce("Open it.")
+        screen.introduce("Open it.", "Look.")
         for lines in (["one", "two", "three"], ["ONE", "TWO", "THREE"], ["1"]):
             screen.show(lines)
-            assert terminal.text() == ["$ demo", "Open it.", "", *lines, ""]
+            assert terminal.text() == ["$ demo", "Open it.", "Look.", "", *lines, ""]
 
     def test_one_write_a_frame(self) -> None:
         terminal = Terminal()
@@ -123,11 +123,11 @@ def test_size_is_guessed_where_there_is_none() -> None:
 def test_plain_blocks_follow_each_other() -> None:
     out = io.StringIO()
     screen = PlainScreen(out)
-    screen.introduce("Open it.")
+    screen.introduce("Open it.", "Look.")
     screen.show(["one", "two"])
     screen.show(["three"])
     screen.close()
-    assert out.getvalue() == "Open it.\n\none\ntwo\n\nthree\n\n"
+    assert out.getvalue() == "Open it.\nLook.\n\none\ntwo\n\nthree\n\n"
 
 
 class TestChoice:
