@@ -150,7 +150,10 @@ def _sum_of_agents(one: AgentReading, other: AgentReading) -> AgentReading:
 def _sum(one: Any, other: Any) -> Any:
     """Two readings of the same attributes, number by number. What names them is equal and stays."""
     names = [field.name for field in fields(one)]
-    return replace(one, **{name: _added(getattr(one, name), getattr(other, name)) for name in names})
+    values = {name: _added(getattr(one, name), getattr(other, name)) for name in names}
+    if "stamp" in values:
+        values["stamp"] = ()  # that of `one` does not change with `other`
+    return replace(one, **values)
 
 
 def _added(one: Any, other: Any) -> Any:

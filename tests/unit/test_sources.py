@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, BucketCounts, Distribution
@@ -128,6 +130,12 @@ class TestOnce:
         assert (command.received, command.processed, command.failed) == (9, 3, {"ValueError": 4})
         assert (command.wait.count, command.wait.sum, command.process.sum) == (7, 1.75, 3.5)
         assert (one.received, other.received) == (6, 5)  # nothing that was read is changed
+
+    def test_a_sum_is_not_taken_for_what_was_read_before_where_only_one_of_its_parts_changed(self) -> None:
+        one = agent(replace(of_type(received=5), stamp=("command", 5)), recorder_id=1)
+        other = agent(replace(of_type(received=4), stamp=("command", 4)), recorder_id=2)
+        (sum_,) = together(Snapshot(agents=(one, other))).agents
+        assert [reading.stamp for reading in sum_.types] == [()]
 
     def test_a_sum_of_agents_is_another_one_when_one_of_them_goes(self) -> None:
         one, other = agent(recorder_id=1), agent(recorder_id=2)
