@@ -18,6 +18,7 @@ from typing import Any
 
 from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
+from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 
 from amptalk_otel import _guard
 from amptalk_otel._agent_recorder import AgentRecorder
@@ -43,8 +44,9 @@ from amptalk_otel._system import System
 from amptalk_otel._version import SCOPE_NAME, __version__
 
 _SNAPSHOT_LASTS_S = 10.0
-_NO_TRACE = Context()
-"""Not the current one: an agent's loop keeps the span that it was started in, which would be in every exemplar."""
+_NO_TRACE = set_span_in_context(INVALID_SPAN, Context())
+"""Not the current one: an agent's loop keeps the span that it was started in, which would be in every exemplar.
+Not an empty one either, which the SDK takes for none."""
 
 
 class InstrumentsBridge:

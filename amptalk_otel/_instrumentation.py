@@ -66,7 +66,8 @@ class Instrumentation:
         """Make spans on `provider`, if there are none yet."""
         if provider is None or self._watch is None:
             return
-        tracer = message_tracer(provider, config if config is not None else Config.from_env())
+        config = config if config is not None else Config.from_env()
+        tracer = guarded("setting up traces", message_tracer, provider, config)
         if tracer is not None and not self._watch.trace(tracer):
             logger.warning("spans go where they went before: the target was instrumented with another tracer provider")
 
@@ -268,7 +269,7 @@ def _begin(
         meter_provider = pipeline.meter_provider
     watch = None
     try:
-        tracer = message_tracer(tracer_provider, config)
+        tracer = guarded("setting up traces", message_tracer, tracer_provider, config)
         if tracer is None and pipeline is not None:
             tracer = pipeline.tracer
         watch = Watch(bridge_for(meter_provider), config, tracer=tracer)

@@ -43,7 +43,7 @@ from prometheus_client import CollectorRegistry
 
 from amptalk_otel import _bridge, _otlp
 from amptalk_otel._exposition import MetricsPage
-from amptalk_otel._guard import logger, swallow
+from amptalk_otel._guard import guarded, logger, swallow
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
 from amptalk_otel._readers import InstrumentsReader, ProducingReader, mark_collections
 from amptalk_otel._server import MetricsServer
@@ -79,7 +79,7 @@ class Pipeline:
         if self._pushes:
             mark_collections(self.meter_provider)
         self.tracer_provider: TracerProvider | None = make_provider(config, self._resource)
-        self.tracer: MessageTracer | None = message_tracer(self.tracer_provider, config)
+        self.tracer: MessageTracer | None = guarded("setting up traces", message_tracer, self.tracer_provider, config)
         _bridge.serve(self.meter_provider, self.bridge)  # whoever is given this provider is told once, not twice
         self._ended = False
         self._lock = threading.Lock()

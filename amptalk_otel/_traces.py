@@ -93,7 +93,11 @@ def _propagator_of(name: str) -> TextMapPropagator | None:
     if known is not None:
         return known()
     for entry in entry_points(group="opentelemetry_propagator", name=name):
-        propagator: TextMapPropagator = entry.load()()
+        try:
+            propagator: TextMapPropagator = entry.load()()
+        except Exception as error:
+            logger.warning("messages do not carry %s: it could not be loaded (%s)", name, type(error).__qualname__)
+            return None
         return propagator
     logger.warning(
         "messages do not carry %s: it is not installed; run: pip install opentelemetry-propagator-%s",
