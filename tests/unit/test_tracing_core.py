@@ -1,0 +1,141 @@
+"""Generation "core": a trace goes through outboxes and a router that knows nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+from opentelemetry.trace import StatusCode
+
+from amptalk_otel import instrument_agent, instrument_orchestrator
+from tests.core_runtime import CoreAgent, CoreMessage, CoreOrchestrator
+from tests.core_workload import SINK, Program
+from tests.support import CONFIG, in_loop, provider_and_reader, settle
+from tests.tracing import Spans, attributes_of, events_of, id_of, parent_of, status_of, text_of, trace_of
+
+MESSAGE = "messaging.message.id"
+
+
+class Chain(CoreAgent):
+    """Passes each message on to the next of the chain."""
+
+    def __init__(self, agent_id: str, then: str | None, spans: Spans) -> None:
+        super().__init__(agent_id, "chain")
+        self.then = then
+        self.spans = spans
+
+    async def _process_message(self, message: CoreMessage) -> None:
+        if message.payload.get("fails") == self.agent_id:
+            raise ValueError(message.payload["text"])
+        with self.spans.inside(f"work of {self.agent_id}"):
+            await asyncio.sleep(0)
+        if self.then is not None:
+            await self.send_message(self.then, "note", message.payload)
+
+
+def options(spans: Spans) -> Any:
+    return {"config": CONFIG, "meter_provider": provider_and_reader()[0], "tracer_provider": spans.provider}
+
+
+async def run_chain(spans: Spans, payload: dict[str, Any], conversations: int = 1) -> None:
+    """Let conversations go through a chain of three."""
+    orchestrator = CoreOrchestrator()
+    for agent_id, then in (("a", "b"), ("b", "c"), ("c", None)):
+        await orchestrator.register_agent(Chain(agent_id, then, spans))
+    with instrument_orchestrator(orchestrator, **options(spans)):
+        await orchestrator.start()
+        for number in range(conversations):
+            with spans.root(f"request {number}"):
+                message = CoreMessage("outside", "a", "note", {"number": number, **payload})
+                await orchestrator.agents["a"].inbox.put(message)
+        done = asyncio.get_running_loop().time() + 20
+        while len(spans.named("process c")) < conversations and "fails" not in payload:
+            assert asyncio.get_running_loop().time() < done
+            await asyncio.sleep(0.001)
+        await settle()
+        await orchestrator.stop()
+
+
+@in_loop
+async def test_one_trace_goes_through_the_whole_chain() -> None:
+    spans = Spans()
+    await run_chain(spans, {})
+    assert spans.family() == [
+        ("request 0", None),
+        ("process a", "request 0"), ("work of a", "process a"), ("send b", "process a"),
+        ("process b", "send b"), ("work of b", "process b"), ("send c", "process b"),
+        ("process c", "send c"), ("work of c", "process c"),
+    ]  # fmt: skip
+    assert len({trace_of(span) for span in spans.all()}) == 1
+
+
+@in_loop
+async def test_conversations_through_the_same_router_stay_apart() -> None:
+    spans = Spans()
+    await run_chain(spans, {}, conversations=50)
+    traces = Counter(trace_of(span) for span in spans.all())
+    assert set(traces.values()) == {9}
+    assert len(traces) == 50
+    for span in spans.named("process c"):
+        (root,) = [other for other in spans.all() if other.parent is None and trace_of(other) == trace_of(span)]
+        assert root.name.startswith("request ")
+
+
+@in_loop
+async def test_messages_carry_nothing_as_there_is_no_place_for_it_and_are_what_they_were() -> None:
+    spans, agent = Spans(), Chain("a", "b", Spans())
+    with instrument_agent(agent, **options(spans)):
+        await agent.send_message("b", "note", {"text": "hello"}, priority=2)
+        message = agent.outbox.get_nowait()
+    expected = CoreMessage("a", "b", "note", {"text": "hello"}, 2, message.message_id)
+    assert vars(message) == vars(expected)
+    assert attributes_of(spans.one("send b")) == {
+        "messaging.system": "amptalk",
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "b",
+        "messaging.message.id": message.message_id,
+        "message.type": "note",
+        "gen_ai.agent.id": "a",
+        "gen_ai.agent.name": "a",
+        "amptalk.message.priority": "2",
+    }
+
+
+@in_loop
+async def test_a_failure_is_told_though_the_agent_swallows_it() -> None:
+    spans = Spans()
+    await run_chain(spans, {"fails": "a", "text": "s3cret"})
+    span = spans.one("process a")
+    assert status_of(span) == (StatusCode.ERROR, "ValueError")
+    assert [name for name, _attributes in events_of(span)] == ["exception"]
+    assert "s3cret" not in text_of(span)
+
+
+@in_loop
+async def test_every_send_and_every_message_has_its_span_and_they_belong_together() -> None:
+    """Some hundred messages, some straight into inboxes, some to nobody: what the program's own log says."""
+    spans, program = Spans(), Program()
+    with instrument_orchestrator(program.orchestrator, **options(spans)):
+        await program.start()
+        await program.run(600)
+        await program.orchestrator.stop()
+    log = program.log
+    sends = {attributes_of(span)[MESSAGE]: span for span in spans.all() if span.name.startswith("send")}
+    processes = {attributes_of(span)[MESSAGE]: span for span in spans.all() if span.name.startswith("process")}
+    assert len(sends) == sum(log.sent.values()) + sum(log.undeliverable.values())
+    assert len(processes) == sum(log.received.values())
+    assert len(sends) + len(processes) == len(spans.all())
+    unsent = [span for message, span in processes.items() if message not in sends]
+    assert [span.parent for span in unsent] == [None] * (600 // 13 + 1)
+    for message, span in processes.items():
+        if message in sends:
+            assert (parent_of(span), trace_of(span)) == (id_of(sends[message]), trace_of(sends[message]))
+    handled = {id_of(span) for span in processes.values()}
+    forwarded = [span for span in sends.values() if attributes_of(span)["gen_ai.agent.id"] != "gateway"]
+    assert len(forwarded) > 50
+    assert {parent_of(span) for span in forwarded} <= handled
+    destinations = {attributes_of(span).get("messaging.destination.name") for span in sends.values()}
+    assert SINK in destinations
+    assert len([message for message in sends if message not in processes]) == sum(log.undeliverable.values())
