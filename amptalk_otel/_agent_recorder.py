@@ -108,6 +108,7 @@ class AgentRecorder(StateOwner):
         "changes",
         "clock",
         "departed_at",
+        "disagreed",
         "last_read",
         "next_message",
         "next_record",
@@ -147,6 +148,7 @@ class AgentRecorder(StateOwner):
         self.by_type: dict[object, TypeRecorder] = {}  # by the enum's value, a way round its `message.type`
         self.changes = 0  # odd while counts that belong together are being written
         self.last_read: tuple[Any, ...] = ()  # for the readers: what they saw last, so as to know what has changed
+        self.disagreed: tuple[Any, ...] = ()  # and when the inbox's length did not agree with it, the two
         self.waiting: Waiting = ByMessage()
         # The message taken last, until it is begun: nearly always the one that is begun next; then IN_WORK until it
         # is finished. An agent that works on one message at a time needs no more than this.

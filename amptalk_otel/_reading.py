@@ -16,6 +16,8 @@ from amptalk_otel._type_recorder import TypeRecorder
 
 _TRIES = 50
 _PAUSE_S = 0.0002
+_LONG_TRIES = 30
+_LONG_PAUSE_S = 0.003
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,19 +222,23 @@ def read_types(recorder: AgentRecorder, queue_size: Callable[[], int | None]) ->
     inbox's length was known, and they agree with that; otherwise the reader steps aside for a
     moment and tries again, at most 50 times (10 ms). After that it takes what it has: an inbox that was
     changed behind the hooks' back (`queue._queue.clear()`) does not agree before the agent takes its next message,
-    and its real length is told.
+    and its real length is told. When it is seen to disagree for the first time, the reader waits for another 90 ms:
+    on a busy machine the writer may have been interrupted just then.
 
     Costs about 5 microseconds for each type.
     """
-    for _ in range(_TRIES):
+    for index in range(_TRIES + _LONG_TRIES):
         changes = recorder.changes
         types, length = _read(recorder), queue_size()
         if _stood_still(recorder, types, changes):
             queued = sum([reading.queued for reading in types])
             if length is None or length == queued:
                 return types, queued
-        time.sleep(_PAUSE_S)
+        if index == _TRIES and recorder.disagreed == (recorder.last_read, length):
+            break
+        time.sleep(_PAUSE_S if index < _TRIES else _LONG_PAUSE_S)
     types, length = _read(recorder), queue_size()
+    recorder.disagreed = recorder.last_read, length
     return types, length if length is not None else 0
 
 

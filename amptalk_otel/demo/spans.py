@@ -21,6 +21,7 @@ _END_WITHOUT_COLLECTOR_S = 1.0
 _LOGGERS = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.sdk._shared_internal",  # the queue of spans that wait to be pushed
 )
 _EXAMPLE_LISTENS = re.compile(r"http://(localhost|127\.0\.0\.1):(4317|4318/v1/traces)")
 _START = "Start one: otelcol --config examples/collector-traces.yaml (in the source)"
@@ -68,6 +69,8 @@ class Spans:
         ending = threading.Thread(target=self.provider.shutdown, name="amptalk-demo-spans", daemon=True)
         ending.start()
         ending.join(_END_S if arrives else _END_WITHOUT_COLLECTOR_S)
+        if ending.is_alive():
+            self._exporter.shutdown()  # no more attempts
         made, pushed = self._processor.made, self._exporter.pushed
         return f"spans {made:,} = pushed {pushed:,} + not pushed {made - pushed:,}"
 

@@ -257,6 +257,7 @@ class PageRun:
             "OTEL_EXPORTER_PROMETHEUS_HOST": "localhost",
             "OTEL_METRICS_EXPORTER": self.exported.get("OTEL_METRICS_EXPORTER", "prometheus").replace("otlp", "none"),
             "OTEL_TRACES_EXPORTER": self.exported.get("OTEL_TRACES_EXPORTER", "none").replace("otlp", "none"),
+            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "logging",  # here for another test; ends badly on Python 3.12
             "PYTHONDONTWRITEBYTECODE": "1",
             "no_proxy": "*",
         }

@@ -194,10 +194,14 @@ def test_a_reading_caught_between_putting_and_counting_is_made_again(pauses: lis
 def test_a_reading_that_never_comes_to_rest_gives_up_and_tells_the_real_length(pauses: list[float]) -> None:
     watched = AgentRecorder("id", "name")
     watched.arrived(message())
-    types, size = read_types(watched, lambda: 0)
-    assert (size, types[0].received) == (0, 1)
-    assert len(pauses) == 50
-    assert sum(pauses) <= 0.0101
+    for most_s in (0.1001, 0.0101, 0.0101):  # what is known to disagree is not waited for once more
+        types, size = read_types(watched, lambda: 0)
+        assert (size, types[0].received) == (0, 1)
+        assert 0.01 <= sum(pauses) <= most_s
+        pauses.clear()
+    watched.arrived(message())
+    read_types(watched, lambda: 0)
+    assert sum(pauses) > 0.09
 
 
 def test_an_agent_that_is_let_go_while_it_is_read_adds_up_all_the_same(
