@@ -81,7 +81,7 @@ class AgentTracing:
         self._descriptions: dict[TypeRecorder, Description] = {}
         self._in_work = 0
         self._replies: dict[int, tuple[Callable[[], Any], Context]] = {}  # by id of what a handler returned
-        self._sizes: dict[int, int] = {}  # of payloads that were measured, by id of the message
+        self._sizes: dict[int, tuple[Callable[[], Any], int]] = {}  # of payloads, by id of a message that was measured
         self._started_in: Span = INVALID_SPAN
 
     def starts(self) -> None:
@@ -116,7 +116,13 @@ class AgentTracing:
         """The payload of a message that waits was measured."""
         if len(self._sizes) >= _MOST_SIZES:  # of messages that were never processed
             self._sizes.clear()
-        self._sizes[id(message)] = size_bytes
+        self._sizes[id(message)] = _weakly(message), size_bytes
+
+    def _size_of(self, message: Any) -> int | None:
+        if not self._sizes:
+            return None
+        known, size_bytes = self._sizes.pop(id(message), (None, None))
+        return size_bytes if known is not None and known() is message else None
 
     # -- processing ----------------------------------------------------------------------------------
 
@@ -133,7 +139,7 @@ class AgentTracing:
             sent_in if sent_in is not None else self._tracer.carrier.extract(message, Context()),
             taken_at_ns=started_ns,
             waited_s=waited_s,
-            size_bytes=self._sizes.pop(id(message), None) if self._sizes else None,
+            size_bytes=self._size_of(message),
         )
         example_of = self._tracer.exemplary(span, context)
         if example_of is not None and waited_s is not None:

@@ -237,6 +237,23 @@ async def test_the_attributes_are_those_of_the_conventions_and_no_payload() -> N
 
 
 @in_loop
+async def test_the_size_of_a_payload_is_not_told_of_another_message_at_its_address() -> None:
+    spans, bob = Spans(), Scripted(name="Bob")
+    measured, other = note(), note()
+    with traced(spans, bob) as (hook,):
+        assert hook._tracing is not None
+        hook._tracing.sized(measured, 5)
+        hook._tracing._sizes[id(other)] = hook._tracing._sizes.pop(id(measured))
+        record = hook.recorder.record_of(other)
+        record.next_size_at = 100  # it is not measured itself
+        await handle(bob, other)
+        hook._tracing.sized(other, 7)
+        await handle(bob, other)
+    sizes = [attributes_of(span).get("messaging.message.body.size") for span in spans.named("process Bob")]
+    assert sizes == [None, 7]
+
+
+@in_loop
 async def test_what_is_sent_inside_a_handler_belongs_to_what_is_current_there() -> None:
     spans = Spans()
     alice, bob = pair()
