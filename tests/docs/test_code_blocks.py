@@ -74,6 +74,7 @@ OTHER_VARIABLES = {  # read by OpenTelemetry's launcher, its SDK and its instrum
     "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS",
     "OTEL_PYTHON_LOG_CORRELATION",
 }
+LOGGING_INSTRUMENTATION = "logging"  # installed for another test; starts a thread as the interpreter ends, on 3.12 an error
 FORMER_METRICS = {"process_cpu_usage_percent", "system_cpu_usage_percent", "system_memory_usage_percent"}
 COLLECTOR_METRICS = {"process_cpu_utilization_ratio"}  # as the Collector's own page has it
 PROMQL_WORDS = {
@@ -257,10 +258,11 @@ class PageRun:
             "OTEL_EXPORTER_PROMETHEUS_HOST": "localhost",
             "OTEL_METRICS_EXPORTER": self.exported.get("OTEL_METRICS_EXPORTER", "prometheus").replace("otlp", "none"),
             "OTEL_TRACES_EXPORTER": self.exported.get("OTEL_TRACES_EXPORTER", "none").replace("otlp", "none"),
-            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": "logging",  # here for another test; ends badly on Python 3.12
+            "OTEL_PYTHON_DISABLED_INSTRUMENTATIONS": LOGGING_INSTRUMENTATION,
             "PYTHONDONTWRITEBYTECODE": "1",
             "no_proxy": "*",
         }
+        text = re.sub(r"(OTEL_PYTHON_DISABLED_INSTRUMENTATIONS=\S+)", rf"\1,{LOGGING_INSTRUMENTATION}", text)
         goes_on = "app.py" in text and "amptalk-otel" not in text
         shell = ["timeout", "--preserve-status", "-s", "INT", str(RUNS_S)] if goes_on else []
         run = subprocess.run(
