@@ -31,15 +31,11 @@ from typing import TYPE_CHECKING, Any
 from amptalk_otel._labels import MAX_DISTINCT, OTHER, count_in, error_type_of, message_of, message_type_of
 from amptalk_otel._payload import payload_size
 from amptalk_otel._recorder import StateOwner
-from amptalk_otel._type_recorder import NEVER, TypeRecorder, queued_of
+from amptalk_otel._type_recorder import CANCELLED, NEVER, TAKEN, UNREGISTERED, TypeRecorder, in_flight_of, queued_of
 from amptalk_otel._waiting import UNKNOWN_ARRIVAL, Arrival, ByMessage, Waiting
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-CANCELLED = "cancelled"
-UNREGISTERED = "unregistered"
-TAKEN = "taken"
 
 NOTHING = object()
 """In place of a message, where there is none; `None` may lie in an inbox."""
@@ -391,6 +387,33 @@ class AgentRecorder(StateOwner):
         self.tells_waits_late = sized is not None
         self._sized = sized
 
+    # -- leaving -------------------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> tuple[str, str, str | None]:
+        """What tells the agent's series from others'."""
+        return self.agent_id, self.agent_name, self.orchestrator_name
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a message was taken and is not finished."""
+        return self.next_message is not NOTHING or self.also_in_work > 0 or bool(self.unstarted)
+
+    def absorb(self, other: AgentRecorder) -> None:
+        """Add what another one counted, which is told no more: what still waits there, or is in flight, is given up."""
+        with self._at_once():
+            for record in other.records:
+                mine, waiting, in_flight = self._named(record.message_type), queued_of(record), in_flight_of(record)
+                mine.absorb(record)
+                if waiting > 0:
+                    count_in(mine, "dropped", UNREGISTERED, waiting)
+                    mine.unwaited += waiting
+                if in_flight > 0:
+                    count_in(mine, "failed", OTHER, in_flight)
+                    mine.lost += in_flight
+            for state in other.states:
+                self.state_recorder(state.storage).absorb(state)
+
     # -- life ----------------------------------------------------------------------------------------
 
     def come_back(self) -> None:
@@ -440,7 +463,16 @@ class AgentRecorder(StateOwner):
         known.clear()
 
     def _find_record(self, message: Any) -> TypeRecorder:
-        message_type = message_type_of(message, self._type_of)
+        record = self._named(message_type_of(message, self._type_of))
+        if record.message_type == OTHER:
+            return record
+        raw = getattr(getattr(message, "message_type", None), "_value_", None)
+        if self._type_is_enum and isinstance(raw, (str, int)):
+            self.by_type[raw] = record  # next time without the search
+        return record
+
+    def _named(self, message_type: str) -> TypeRecorder:
+        """The counts of a type, or of `_OTHER` once there are MAX_DISTINCT."""
         record = self._by_name.get(message_type)
         if record is None and len(self.records) >= MAX_DISTINCT:
             message_type = OTHER
@@ -449,11 +481,6 @@ class AgentRecorder(StateOwner):
             first = 1 if self._size_sample_every else NEVER
             record = self._by_name[message_type] = TypeRecorder(message_type, next_size_at=first)
             self.records.append(record)
-        if message_type == OTHER:
-            return record
-        raw = getattr(getattr(message, "message_type", None), "_value_", None)
-        if self._type_is_enum and isinstance(raw, (str, int)):
-            self.by_type[raw] = record  # next time without the search
         return record
 
     def measure_size(self, record: TypeRecorder, item: Any) -> None:

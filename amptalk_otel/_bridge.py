@@ -22,6 +22,7 @@ from opentelemetry.trace import INVALID_SPAN, set_span_in_context
 
 from amptalk_otel import _guard
 from amptalk_otel._agent_recorder import AgentRecorder
+from amptalk_otel._agents_to_read import Identity
 from amptalk_otel._catalogue import (
     CATALOGUE,
     MESSAGE_SIZE,
@@ -38,7 +39,7 @@ from amptalk_otel._catalogue import (
     state_operation_attributes,
 )
 from amptalk_otel._recorder import OperationKey, OperationRecorder, Reported
-from amptalk_otel._sdk_series import forget_series
+from amptalk_otel._sdk_series import move_series
 from amptalk_otel._sources import Bridge, Source, Sources
 from amptalk_otel._system import System
 from amptalk_otel._version import SCOPE_NAME, __version__
@@ -58,7 +59,8 @@ class InstrumentsBridge:
         self._collection = threading.local()
         self._system: System | None = None
         self._instruments: dict[str, Any] = {}
-        self._reported: dict[int, tuple[HistogramObserver | None, int]] = {}  # by id of the owner: and how many ask
+        self._observers: dict[int, HistogramObserver] = {}  # by id of the owner
+        self._kept: set[tuple[Any, ...]] = set()  # series of those that left
         meter = provider.get_meter(SCOPE_NAME, __version__)
         for metric in CATALOGUE:
             self._instruments[metric.name] = _create(meter, metric, self._callback(metric))
@@ -74,47 +76,76 @@ class InstrumentsBridge:
         """Stop reporting `source`."""
         self._sources.remove(source)
 
+    def series_for(self, identity: Identity, most: int) -> Identity:
+        """The series for another agent, of which at most so many have a name."""
+        return self._sources.ledger.series_for(identity, most)
+
     def report(self, owner: Reported) -> None:
         """Let an owner's durations and sizes into this bridge's histograms, once however many ask."""
         with self._lock:
-            observer, askers = self._reported.get(id(owner), (None, 0))
-            if observer is None:
-                observer = HistogramObserver(self._instruments, owner)
+            if self._sources.ledger.report(owner):
+                self._observers[id(owner)] = observer = HistogramObserver(self._instruments, owner)
                 owner.observers = (*owner.observers, observer)
-            self._reported[id(owner)] = (observer, askers + 1)
 
     def withdraw(self, owners: Iterable[Reported]) -> None:
         """Take `report` back. The series of owners that nobody reports any more go, as far as the provider can."""
         leaving = [owner for owner in owners if self._withdraw_one(owner)]
         if not leaving:
             return
+        self._sources.ledger.forget()
         identities = {identity for owner in leaving for identity in _identities(owner)}
-        identities -= {identity for owner in self._owners() for identity in _identities(owner)}
+        identities -= {identity for owner in self._sources.ledger.owners() for identity in _identities(owner)}
+        if not self._sources:
+            identities |= self._kept
+            self._kept = set()
+        self._move(lambda attributes: {} if _identity(attributes) in identities else None)
+
+    def retire(self, agents: Iterable[AgentRecorder]) -> None:
+        """Take `report` back, and go on telling what agents counted that nobody reports any more."""
+        for recorder in agents:
+            if self._withdraw_one(recorder):
+                self._move_agent(recorder, self._sources.ledger.keep(recorder))
+
+    def _move_agent(self, recorder: AgentRecorder, into: Identity) -> None:
+        if into == recorder.identity:
+            return
+        former, latter = agent_attributes(*recorder.identity), agent_attributes(*into)
+        self._kept.add(_identity(latter))
+
+        def moved(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+            return {**attributes, **latter} if _identity(attributes) == _identity(former) else None
+
+        self._move(moved)
+
+    def move(self, operations: Mapping[OperationKey, OperationKey]) -> None:
+        """The series of operations of agents that left are others from now on."""
+        measured = {
+            key
+            for owner in self._sources.ledger.owners()
+            if isinstance(owner, OperationRecorder)
+            for key in owner.durations.copy()
+        }
+        moves = {
+            _identity(operation_attributes(former)): operation_attributes(latter)
+            for former, latter in operations.items()
+            if former not in measured
+        }
+        self._kept.update(map(_identity, moves.values()))
+        if moves:
+            move_series(self._instruments[OPERATION_DURATION], lambda attributes: moves.get(_identity(attributes)))
+
+    def _move(self, to: Callable[[Mapping[str, Any]], dict[str, Any] | None]) -> None:
         for name, instrument in self._instruments.items():
             if name.startswith(("amptalk.agent.", "amptalk.state.", "amptalk.operation.")):
-                forget_series(instrument, lambda attributes: _identity(attributes) in identities)
-
-    def forget(self, operations: Iterable[OperationKey]) -> None:
-        """The series of operations that nobody measures any more go, as far as the provider can."""
-        leaving = {_identity(operation_attributes(key)) for key in operations}
-        if leaving:
-            leaving -= {identity for owner in self._owners() for identity in _identities(owner)}
-            forget_series(self._instruments[OPERATION_DURATION], lambda attributes: _identity(attributes) in leaving)
-
-    def _owners(self) -> list[Reported]:
-        """Whoever is reported; two of them may have series in common."""
-        with self._lock:
-            observers = [observer for observer, _askers in self._reported.values() if observer is not None]
-        return [owner for observer in observers if (owner := observer.owner_ref()) is not None]
+                move_series(instrument, to)
 
     def _withdraw_one(self, owner: Reported) -> bool:
         with self._lock:
-            observer, askers = self._reported.pop(id(owner), (None, 0))
-            if observer is not None and askers > 1:
-                self._reported[id(owner)] = (observer, askers - 1)
+            if not self._sources.ledger.withdraw(owner):
                 return False
+            observer = self._observers.pop(id(owner), None)
             owner.observers = tuple(other for other in owner.observers if other is not observer)
-            return observer is not None
+            return True
 
     # -- callbacks -----------------------------------------------------------------------------------
 
@@ -170,7 +201,6 @@ class HistogramObserver:
         self._size: Histogram = instruments[MESSAGE_SIZE]
         self._state: Histogram = instruments[STATE_OPERATION_DURATION]
         self._operation: Histogram = instruments[OPERATION_DURATION]
-        self.owner_ref = weakref.ref(owner)
         self._owner_attributes = _owner_attributes(owner)
         self._attributes: dict[str, dict[str, str]] = {}
 

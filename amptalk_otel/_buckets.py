@@ -54,6 +54,11 @@ class BucketCounts:
             self.exemplars = {}
         self.exemplars[bisect_left(self.bounds, value)] = value, time_ns, trace_id, span_id
 
+    def absorb(self, other: BucketCounts) -> None:
+        """Add what another histogram of the same bounds holds."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+
     def copy(self) -> Distribution:
         return Distribution(self.bounds, tuple(self.counts), self.sum)
 
@@ -71,7 +76,7 @@ class Distribution:
     counts: tuple[int, ...]
     sum: float
     exemplars: tuple[Exemplar, ...] = field(default=(), compare=False)
-    """At most one of each bucket, by bucket. The sum of two distributions has none."""
+    """At most one of each bucket, by bucket."""
 
     @classmethod
     def empty(cls, bounds: tuple[float, ...]) -> Distribution:
@@ -85,7 +90,15 @@ class Distribution:
     def __add__(self, other: Distribution) -> Distribution:
         self._check_bounds(other)
         counts = tuple(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True))
-        return Distribution(self.bounds, counts, self.sum + other.sum)
+        return Distribution(self.bounds, counts, self.sum + other.sum, self._latest(other))
+
+    def _latest(self, other: Distribution) -> tuple[Exemplar, ...]:
+        """The exemplars of both, the later one of each bucket."""
+        if not self.exemplars or not other.exemplars:
+            return self.exemplars or other.exemplars
+        by_time = sorted((*self.exemplars, *other.exemplars), key=lambda exemplar: exemplar[1])
+        found = {bisect_left(self.bounds, exemplar[0]): exemplar for exemplar in by_time}
+        return tuple(exemplar for _index, exemplar in sorted(found.items()))
 
     def __sub__(self, earlier: Distribution) -> Distribution:
         """What was observed since `earlier`, a former reading of the same histogram."""

@@ -9,6 +9,9 @@ from typing import Any
 OTHER = "_OTHER"
 """The semantic conventions' value for what has no name of its own (`error.type`)."""
 
+RETIRED = "_RETIRED"
+"""Our value for agents that left, and are not told apart any more."""
+
 MAX_DISTINCT = 50
 """Distinct values of `message.type`, and of `error.type` on a message type, before the rest is `_OTHER`."""
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from opentelemetry.sdk.metrics import Exemplar, export
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from amptalk_otel import _guard
+from amptalk_otel._agent_recorder import AgentRecorder
+from amptalk_otel._agents_to_read import Identity
 from amptalk_otel._buckets import Distribution
 from amptalk_otel._catalogue import CATALOGUE, Attributes, Kind, Metric, Owner, Snapshot, owners
 from amptalk_otel._pace import Pace
@@ -57,14 +59,23 @@ class ProducerBridge:
         """Stop reporting `source`."""
         self.sources.remove(source)
 
+    def series_for(self, identity: Identity, most: int) -> Identity:
+        """The series for another agent, of which at most so many have a name."""
+        return self.sources.ledger.series_for(identity, most)
+
     def report(self, owner: Reported) -> None:
         """Remember who measures operations. The rest needs nothing: recorders are read when somebody collects."""
+        self.sources.ledger.report(owner)
         if isinstance(owner, OperationRecorder):
             with self._lock:
                 self._measuring = (*self._measuring, owner)
 
     def withdraw(self, owners: Iterable[Reported]) -> None:
         """Take `report` back. What is not read any more is gone, but for operations that others measure as well."""
+        owners = list(owners)
+        for owner in owners:
+            self.sources.ledger.withdraw(owner)
+        self.sources.ledger.forget()
         leaving = [owner for owner in owners if isinstance(owner, OperationRecorder)]
         if leaving:
             with self._lock:
@@ -72,8 +83,14 @@ class ProducerBridge:
                 still_measured = {key for owner in self._measuring for key in owner.durations.copy()}
                 self.sources.keep([reading for owner in leaving for reading in read_operations(owner)], still_measured)
 
-    def forget(self, operations: Iterable[OperationKey]) -> None:
-        """Nothing: what is not read any more is gone."""
+    def retire(self, agents: Iterable[AgentRecorder]) -> None:
+        """Take `report` back, and go on telling what agents counted that nobody reports any more."""
+        for recorder in agents:
+            if self.sources.ledger.withdraw(recorder):
+                self.sources.ledger.keep(recorder)
+
+    def move(self, operations: Mapping[OperationKey, OperationKey]) -> None:
+        """Nothing: recorders are read when somebody collects."""
 
 
 class _Series:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from amptalk_otel._agent_recorder import CANCELLED, TAKEN, UNREGISTERED, AgentRecorder
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, Distribution
-from amptalk_otel._guard import guarded
 from amptalk_otel._labels import NO_COUNTS
 from amptalk_otel._recorder import OperationKey, OperationRecorder, OrchestratorRecorder, StateRecorder
-from amptalk_otel._type_recorder import TypeRecorder
+from amptalk_otel._type_recorder import CANCELLED, TAKEN, UNREGISTERED, TypeRecorder
 
 _TRIES = 50
 _PAUSE_S = 0.0002
@@ -123,67 +122,6 @@ class AgentReading:
         return _merged((reading.size for reading in self.types), SIZE_BOUNDS_BYTES)
 
 
-class AgentReader(Protocol):
-    """An agent that can be read."""
-
-    @property
-    def identity(self) -> tuple[str, str, str | None]:
-        """Id, name, and name of the orchestrator: what tells its series from others'."""
-
-    @property
-    def recorder_id(self) -> int:
-        """The same for two readers of one agent."""
-
-    def read(self) -> AgentReading:
-        """The agent at this moment."""
-
-
-class AgentsToRead:
-    """Agents that are read one after another, when somebody goes through them: none is held for longer.
-
-    A thousand readings at a time would make the garbage collector go through everything that the program has, again
-    and again.
-    """
-
-    def __init__(self, readers: Iterable[AgentReader], breathe: Callable[[], None]) -> None:
-        """`breathe` is called after each."""
-        self.readers: tuple[AgentReader, ...] = tuple(readers)
-        self._breathe = breathe
-
-    def __len__(self) -> int:
-        return len(self.readers)
-
-    def __iter__(self) -> Iterator[AgentReading]:
-        for reader in self.readers:
-            reading = guarded("reading an agent", reader.read)
-            if reading is not None:
-                yield reading
-            self._breathe()
-
-    def __contains__(self, reading: object) -> bool:
-        return any(reading == other for other in self)
-
-    @classmethod
-    def together(cls, parts: Sequence[AgentsToRead], breathe: Callable[[], None]) -> AgentsToRead:
-        """Those of several watches, each agent once."""
-        if len(parts) == 1:
-            return parts[0]
-        readers = {reader.recorder_id: reader for part in parts for reader in part.readers}
-        return cls(readers.values(), breathe)
-
-    def are_distinct(self) -> bool:
-        """Whether no two of them are the same series."""
-        found = set()
-        for reader in self.readers:
-            found.add(reader.identity)
-            self._breathe()
-        return len(found) == len(self.readers)
-
-    def those(self, wanted: Callable[[tuple[str, str, str | None]], bool]) -> AgentsToRead:
-        """The agents whose identity is wanted."""
-        return AgentsToRead((reader for reader in self.readers if wanted(reader.identity)), self._breathe)
-
-
 @dataclass(frozen=True, slots=True)
 class OrchestratorReading:
     """One orchestrator at one moment."""
@@ -201,14 +139,6 @@ class OperationReading:
 
     key: OperationKey
     duration: Distribution
-
-
-def each_once(readings: Iterable[AgentReading]) -> tuple[AgentReading, ...]:
-    """The readings without second ones of the same agent, which come from somebody else who watches it."""
-    found: dict[int, AgentReading] = {}
-    for reading in readings:
-        found.setdefault(reading.recorder_id, reading)
-    return tuple(found.values())
 
 
 def _merged(distributions: Iterable[Distribution], bounds: tuple[float, ...]) -> Distribution:

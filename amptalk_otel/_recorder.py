@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from amptalk_otel._buckets import DURATION_BOUNDS_S, BucketCounts
-from amptalk_otel._labels import MAX_DISTINCT, OTHER, count, error_type_of, message_type_of
+from amptalk_otel._labels import MAX_DISTINCT, OTHER, RETIRED, count, error_type_of, message_type_of
 
 
 class Observer(Protocol):
@@ -46,6 +46,15 @@ class StateOwner(Reported):
         super().__init__()
         self.states: list[StateRecorder] = []
 
+    def state_recorder(self, storage: str) -> StateRecorder:
+        """The one of this storage; made when it is asked for first."""
+        for recorder in self.states:
+            if recorder.storage == storage:
+                return recorder
+        recorder = StateRecorder(storage, self)
+        self.states.append(recorder)
+        return recorder
+
 
 class OrchestratorRecorder:
     """The counts of one orchestrator."""
@@ -81,14 +90,23 @@ class StateRecorder:
         self.clock = clock
 
     def operated(self, operation: str, seconds: float, error: BaseException | None) -> None:
-        key = (operation, None if error is None else error_type_of(error))
-        if error is not None and key not in self.durations and len(self.durations) >= MAX_DISTINCT:
-            key = (operation, OTHER)
-        if key not in self.durations:
-            self.durations[key] = BucketCounts(DURATION_BOUNDS_S)
+        key = self._key(operation, None if error is None else error_type_of(error))
         self.durations[key].record(seconds)
         for observer in self.owner.observers:
             observer.operated(self.storage, key[0], key[1], seconds)
+
+    def absorb(self, other: StateRecorder) -> None:
+        """Add what another one measured."""
+        for (operation, error_type), buckets in other.durations.copy().items():
+            self.durations[self._key(operation, error_type)].absorb(buckets)
+
+    def _key(self, operation: str, error_type: str | None) -> tuple[str, str | None]:
+        key = (operation, error_type)
+        if error_type is not None and key not in self.durations and len(self.durations) >= MAX_DISTINCT:
+            key = (operation, OTHER)
+        if key not in self.durations:
+            self.durations[key] = BucketCounts(DURATION_BOUNDS_S)
+        return key
 
 
 MAX_OPERATIONS = 10_000
@@ -108,13 +126,17 @@ class OperationRecorder(Reported):
     def measured(self, agent_id: str, agent_name: str | None, operation: str, seconds: float) -> None:
         """One operation took `seconds`. After 50 operations of an agent the rest is `_OTHER`."""
         with self._lock:
-            key = self._key(agent_id, agent_name, operation)
-            if key not in self.durations:
-                self.durations[key] = BucketCounts(DURATION_BOUNDS_S)
-                self._of_agent.setdefault(key[0], []).append(key)
+            key = self._add_key(agent_id, agent_name, operation)
             self.durations[key].record(seconds)
         for observer in self.observers:
             observer.measured(key, seconds)
+
+    def _add_key(self, agent_id: str, agent_name: str | None, operation: str) -> OperationKey:
+        key = self._key(agent_id, agent_name, operation)
+        if key not in self.durations:
+            self.durations[key] = BucketCounts(DURATION_BOUNDS_S)
+            self._of_agent.setdefault(key[0], []).append(key)
+        return key
 
     def _key(self, agent_id: str, agent_name: str | None, operation: str) -> OperationKey:
         key = (agent_id, agent_name, operation)
@@ -124,10 +146,12 @@ class OperationRecorder(Reported):
             return (OTHER, None, OTHER)
         return key if len(self._of_agent.get(agent_id, ())) < MAX_DISTINCT else (agent_id, agent_name, OTHER)
 
-    def forget(self, agent_id: str) -> list[OperationKey]:
-        """The agent is gone for good. Returns what was known of it."""
+    def retire(self, agent_id: str) -> dict[OperationKey, OperationKey]:
+        """The agent is gone for good: what was measured of it is `_RETIRED`'s. Returns the former keys and theirs."""
+        moved = {}
         with self._lock:
-            forgotten = self._of_agent.pop(agent_id, [])
-            for key in forgotten:
-                del self.durations[key]
-        return forgotten
+            for key in self._of_agent.pop(agent_id, []):
+                buckets = self.durations.pop(key)
+                moved[key] = self._add_key(RETIRED, None, key[2])
+                self.durations[moved[key]].absorb(buckets)
+        return moved

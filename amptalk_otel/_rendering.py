@@ -13,6 +13,7 @@ from dataclasses import replace
 from operator import is_
 from typing import Any
 
+from amptalk_otel._agents_to_read import AgentsToRead
 from amptalk_otel._catalogue import (
     CATALOGUE,
     Attributes,
@@ -27,7 +28,7 @@ from amptalk_otel._catalogue import (
 from amptalk_otel._families import Family
 from amptalk_otel._guard import swallow
 from amptalk_otel._lines import Column, Labels, Shape, Write
-from amptalk_otel._reading import AgentReading, AgentsToRead
+from amptalk_otel._reading import AgentReading
 from amptalk_otel._system import System
 
 _PER_SLICE = 16  # agents, or samples, whose histograms make a piece of about 100 KB

@@ -1,4 +1,4 @@
-"""Series that the SDK can't forget, forgotten.
+"""Series that the SDK can't forget, moved or forgotten.
 
 OpenTelemetry's Python SDK keeps every attribute set that a synchronous instrument has seen until its provider
 ends, and since 1.45.2 those of asynchronous instruments count against the cardinality limit for ever
@@ -15,20 +15,52 @@ from typing import Any
 
 _logger = logging.getLogger("amptalk_otel")
 
+To = Callable[[Mapping[str, Any]], "Mapping[str, Any] | None"]
+"""The attributes under which a series goes on; none to forget it; None for one that stays as it is."""
 
-def forget_series(instrument: Any, leaving: Callable[[Mapping[str, Any]], bool]) -> int:
-    """Remove the series of `instrument` whose attributes are `leaving`; returns how many went."""
-    forgotten = 0
+
+def move_series(instrument: Any, to: To) -> int:
+    """Move the series of `instrument`: a histogram is added to the one that is there. Returns how many moved."""
+    moved = 0
     try:
         for match in _matches(instrument):
             with match._lock:
-                series = match._attributes_aggregation
-                for key in [key for key, point in series.items() if leaving(point._attributes or {})]:
-                    del series[key]
-                    forgotten += 1
+                moved += _move(match._attributes_aggregation, to)
     except (AttributeError, TypeError, RuntimeError) as error:
         _logger.debug("this SDK keeps the series of agents that left (%s)", type(error).__qualname__)
-    return forgotten
+    return moved
+
+
+def _move(series: dict[Any, Any], to: To) -> int:
+    moved = 0
+    for key, point in list(series.items()):
+        attributes = to(point._attributes or {})
+        if attributes is None:
+            continue
+        moved += 1
+        there = next((other for other in series.values() if other._attributes == attributes), None)
+        if attributes and there is not None:
+            _add(there, point)
+        elif attributes:
+            series[frozenset(attributes.items())] = point
+            point._attributes = dict(attributes)
+        del series[key]
+    return moved
+
+
+def _add(histogram: Any, other: Any) -> None:
+    """Add an explicit-bucket histogram to another, what was collected already and what was not."""
+    with histogram._lock, other._lock:
+        for past in ("", "previous_"):
+            values = [value for one in (histogram, other) if (value := getattr(one, f"_{past}value")) is not None]
+            together = {
+                "value": [sum(counts) for counts in zip(*values, strict=True)] if values else None,
+                "sum": getattr(histogram, f"_{past}sum") + getattr(other, f"_{past}sum"),
+                "min": min(getattr(one, f"_{past}min") for one in (histogram, other)),
+                "max": max(getattr(one, f"_{past}max") for one in (histogram, other)),
+            }
+            for name, value in together.items():
+                setattr(histogram, f"_{past}{name}", value)
 
 
 def _matches(instrument: Any) -> Iterator[Any]:

@@ -238,3 +238,18 @@ def names(text: str) -> tuple[str, ...]:
     value = tuple(filter(None, (member.strip() for member in text.split(","))))
     _check_names(value)
     return value
+
+
+def _check_patterns(value: Any) -> None:
+    if not isinstance(value, tuple) or not all(isinstance(pattern, str) and pattern.strip() for pattern in value):
+        raise ValueError("must be shell patterns separated by commas")
+    for pattern in value:
+        _check_text(pattern)
+
+
+@_with_check(_check_patterns)
+def patterns(text: str) -> tuple[str, ...]:
+    """Shell patterns, comma-separated."""
+    value = tuple(member.strip() for member in text.split(","))
+    _check_patterns(value)
+    return value

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Container, Hashable, Iterable
-from dataclasses import fields, replace
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import replace
 from operator import attrgetter
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
-from amptalk_otel._buckets import Distribution
+from amptalk_otel._agent_recorder import AgentRecorder
+from amptalk_otel._agents_to_read import AgentsToRead, Identity
 from amptalk_otel._catalogue import Snapshot
 from amptalk_otel._guard import guarded
-from amptalk_otel._reading import AgentReading, AgentsToRead, OperationReading, each_once
+from amptalk_otel._ledger import Ledger
+from amptalk_otel._merging import add_agents, joined, joined_states
+from amptalk_otel._reading import OperationReading
 from amptalk_otel._recorder import OperationKey, Reported
 
 Breathe = Callable[[], None]
@@ -19,8 +22,6 @@ Breathe = Callable[[], None]
 
 Source = Callable[[Breathe], Snapshot]
 """Reads what one watch watches."""
-
-ReadingT = TypeVar("ReadingT")
 
 
 class Bridge(Protocol):
@@ -30,7 +31,9 @@ class Bridge(Protocol):
     def remove(self, source: Source) -> None: ...
     def report(self, owner: Reported) -> None: ...
     def withdraw(self, owners: Iterable[Reported]) -> None: ...
-    def forget(self, operations: Iterable[OperationKey]) -> None: ...
+    def retire(self, agents: Iterable[AgentRecorder]) -> None: ...
+    def move(self, operations: Mapping[OperationKey, OperationKey]) -> None: ...
+    def series_for(self, identity: Identity, most: int) -> Identity: ...
 
 
 def _never() -> None:
@@ -41,6 +44,7 @@ class Sources:
     """The sources of one bridge. May be changed from any thread while others read."""
 
     def __init__(self) -> None:
+        self.ledger: Ledger = Ledger()
         self._sources: tuple[Source, ...] = ()
         self._kept: tuple[OperationReading, ...] = ()
         self._lock = threading.Lock()
@@ -75,16 +79,16 @@ class Sources:
         return replace(together, agents=tuple(together.agents))
 
     def stream(self, breathe: Breathe = _never) -> Snapshot:
-        """The same, with agents that are read when they are gone through, once.
-
-        Where two of them would be the same series they are read and added up before.
-        """
+        """The same, with agents that are read when they are gone through, once."""
         parts = self._parts(breathe)
         rest = sum((replace(part, agents=()) for part in parts), Snapshot())
         to_read = [part.agents for part in parts if isinstance(part.agents, AgentsToRead)]
         were_read = [agent for part in parts if not isinstance(part.agents, AgentsToRead) for agent in part.agents]
+        kept = self.ledger.kept()
+        if kept:
+            to_read.append(AgentsToRead(kept, breathe))
         agents = AgentsToRead.together(to_read, breathe)
-        if were_read or not agents.are_distinct():
+        if were_read:
             return distinct(replace(rest, agents=(*agents, *were_read)))
         return replace(distinct(rest), agents=agents)
 
@@ -95,70 +99,12 @@ class Sources:
 
 
 def distinct(snapshot: Snapshot) -> Snapshot:
-    """`snapshot` with readings of the same attributes added up.
-
-    Two agents of one id and name, or one operation measured by two watches, are one series: each consumer of
-    metrics would keep one of two points and drop the other. Counters, up-down counters and histograms are
-    added, as OpenTelemetry's SDK does with observations of one attribute set; a gauge has the highest value.
-    Where there is nothing to add up, and that is nearly always, it costs one set of keys.
-    """
-    agents = tuple(
-        agent if len(agent.states) < 2 else replace(agent, states=_joined(agent.states, _STORAGE, _sum))
-        for agent in each_once(snapshot.agents)
-    )
+    """`snapshot` with readings of the same attributes added up. Mostly there are none, and it costs a set of keys."""
+    agents = {agent.recorder_id: joined_states(agent) for agent in reversed(tuple(snapshot.agents))}
     return Snapshot(
         snapshot.machine,
-        _joined(agents, _AGENT, _sum_of_agents),
-        _joined(snapshot.orchestrators, _NAME, _sum),
-        _joined(snapshot.states, _STORAGE, _sum),
-        _joined(snapshot.operations, _KEY, _sum),
+        joined(tuple(reversed(agents.values())), attrgetter("agent_id", "agent_name", "orchestrator_name"), add_agents),
+        joined(snapshot.orchestrators, attrgetter("name")),
+        joined(snapshot.states, attrgetter("storage")),
+        joined(snapshot.operations, attrgetter("key")),
     )
-
-
-_AGENT = attrgetter("agent_id", "agent_name", "orchestrator_name")
-_TYPE = attrgetter("message_type")
-_NAME = attrgetter("name")
-_STORAGE = attrgetter("storage")
-_KEY = attrgetter("key")
-
-
-def _joined(
-    readings: tuple[ReadingT, ...], key: Callable[[ReadingT], Hashable], add: Callable[[ReadingT, ReadingT], ReadingT]
-) -> tuple[ReadingT, ...]:
-    if len(readings) < 2 or len(set(map(key, readings))) == len(readings):
-        return readings
-    found: dict[Hashable, ReadingT] = {}
-    for reading in readings:
-        name = key(reading)
-        found[name] = add(found[name], reading) if name in found else reading
-    return tuple(found.values())
-
-
-def _sum_of_agents(one: AgentReading, other: AgentReading) -> AgentReading:
-    ages = [age for age in (one.oldest_age_s, other.oldest_age_s) if age is not None]
-    together: AgentReading = _sum(one, other)
-    return replace(
-        together,
-        uptime_s=max(one.uptime_s, other.uptime_s),
-        oldest_age_s=max(ages, default=None),
-        types=_joined(one.types + other.types, _TYPE, _sum),
-        states=_joined(one.states + other.states, _STORAGE, _sum),
-        recorder_id=hash((one.recorder_id, other.recorder_id)),  # another one as soon as either goes
-    )
-
-
-def _sum(one: Any, other: Any) -> Any:
-    """Two readings of the same attributes, number by number. What names them is equal and stays."""
-    names = [field.name for field in fields(one)]
-    values = {name: _added(getattr(one, name), getattr(other, name)) for name in names}
-    if "stamp" in values:
-        values["stamp"] = ()  # that of `one` does not change with `other`
-    return replace(one, **values)
-
-
-def _added(one: Any, other: Any) -> Any:
-    if one is None or other is None:
-        return other if one is None else one
-    if isinstance(one, dict):
-        return {**one, **{key: _added(one.get(key), value) for key, value in other.items()}}
-    return one + other if isinstance(one, (int, float, Distribution)) else one

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, BucketCounts
-from amptalk_otel._labels import NO_COUNTS
+from amptalk_otel._labels import NO_COUNTS, count_in
+
+CANCELLED = "cancelled"
+UNREGISTERED = "unregistered"
+TAKEN = "taken"
 
 NEVER = 2**62
 """More messages than will ever come."""
@@ -43,6 +47,18 @@ class TypeRecorder:
         self.process = BucketCounts(DURATION_BOUNDS_S)
         self.size = BucketCounts(SIZE_BOUNDS_BYTES)
 
+    def absorb(self, other: TypeRecorder) -> None:
+        """Add what another one counted."""
+        self.received += other.received
+        self.unwaited += other.unwaited
+        self.lost += other.lost
+        self.sent += other.sent
+        for name in ("failed", "dropped", "undeliverable", "retries"):
+            for value, number in getattr(other, name).items():
+                count_in(self, name, value, number)
+        for name in ("wait", "process", "size"):
+            getattr(self, name).absorb(getattr(other, name))
+
 
 def left_of(record: TypeRecorder) -> int:
     """Messages of this type that left the inbox, whoever took them."""
@@ -52,3 +68,10 @@ def left_of(record: TypeRecorder) -> int:
 def queued_of(record: TypeRecorder) -> int:
     """Messages of this type in the inbox."""
     return record.received - left_of(record)
+
+
+def in_flight_of(record: TypeRecorder) -> int:
+    """Messages of this type that the agent took and has not finished."""
+    dropped = record.dropped
+    taken = left_of(record) - dropped.get(TAKEN, 0) - dropped.get(UNREGISTERED, 0)
+    return taken - sum(record.process.counts) - record.lost - dropped.get(CANCELLED, 0)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 import weakref
+from fnmatch import fnmatchcase
 from typing import Any
 
 from amptalk_otel._agent_recorder import AgentRecorder
+from amptalk_otel._agents_to_read import AgentsToRead
 from amptalk_otel._catalogue import Snapshot
 from amptalk_otel._guard import complain, guarded
-from amptalk_otel._hooks._agent import AgentHook
+from amptalk_otel._hooks._agent import AgentHook, identify
 from amptalk_otel._hooks._orchestrator import OrchestratorHook
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._labels import clean
-from amptalk_otel._reading import AgentsToRead, read_operations
+from amptalk_otel._reading import read_operations
 from amptalk_otel._recorder import OperationRecorder, Reported
 from amptalk_otel._sources import Breathe, Bridge
 from amptalk_otel._tracing._tracer import MessageTracer, first_tracer
@@ -80,7 +82,8 @@ class Watch:
         self._orchestrator: OrchestratorHook | None = None
         self._state_managers: list[StateManagerHook] = []
         self._agents: dict[int, _SharedAgent] = {}  # by id of the agent
-        self._departed: dict[str, tuple[AgentHook, float]] = {}  # by agent.id: and when it left us
+        self._departed: dict[str, tuple[AgentHook, float]] = {}  # by the agent's id: and when it left us
+        self._displaced: list[tuple[AgentHook, float]] = []  # those in whose place another one of their id is
         self._released = False
         bridge.report(self.operations)
         bridge.add(self.snapshot)
@@ -134,6 +137,8 @@ class Watch:
                 kind = type(agent).__qualname__
                 complain(f"agent {kind}", "%s can't be watched: it is of no kind that an adapter knows", kind)
                 return
+            if not self._is_wanted(agent, adapter):
+                return
             self._agents[id(agent)] = shared = self._share(agent, adapter)
             shared.join(self)
 
@@ -143,38 +148,55 @@ class Watch:
         An agent that comes back, or another one of its id and name, goes on with the former recorder:
         no counter ever falls.
         """
-        agent_id, agent_name = clean(adapter.agent_id(agent)), clean(adapter.agent_name(agent))
-        former = self._take_back(agent_id, agent_name)
+        former = self._take_back(*identify(adapter, agent))
         shared = _agents.get(id(agent))
         if shared is None or shared.hook.agent_ref() is not agent:
-            recorder = former if former is not None else self._new_recorder(agent_id, agent_name, adapter)
+            recorder = former if former is not None else self._new_recorder(agent, adapter)
             recorder.come_back()
             shared = _agents[id(agent)] = _SharedAgent(agent, recorder, adapter, self._orchestrator)
         recorder = shared.hook.recorder
         if former is not recorder:  # else it is reported since before it left
             if former is not None:
-                self._withdraw([former])
+                self._retire([former])
             if self._reports_agents:
                 self._bridge.report(recorder)
         return shared
 
     def _take_back(self, agent_id: str, agent_name: str) -> AgentRecorder | None:
         hook, _left_at = self._departed.get(agent_id, (None, 0.0))
-        if hook is None or hook.recorder.agent_name != agent_name:
+        if hook is None or hook.agent_name != agent_name:
             return None
         del self._departed[agent_id]
         return hook.recorder
 
-    def _new_recorder(self, agent_id: str, agent_name: str, adapter: AgentAdapter) -> AgentRecorder:
+    def _new_recorder(self, agent: Any, adapter: AgentAdapter) -> AgentRecorder:
+        orchestrator_name = self._orchestrator.recorder.name if self._orchestrator is not None else None
+        own = (*self._grouped(agent, adapter), orchestrator_name)
+        agent_id, agent_name, _ = self._bridge.series_for(own, self._config.max_agents)
         return AgentRecorder(
             agent_id,
             agent_name,
             type_of=adapter.message_type,
             type_is_enum=tells_message_type_as_it_is(adapter),
             payload_of=adapter.payload,
-            orchestrator_name=self._orchestrator.recorder.name if self._orchestrator is not None else None,
+            orchestrator_name=orchestrator_name,
             size_sample_every=self._config.message_size_sample_every,
         )
+
+    def _grouped(self, agent: Any, adapter: AgentAdapter) -> tuple[str, str]:
+        """`agent.id` and `agent.name` of the series that an agent is in."""
+        agent_id, agent_name = identify(adapter, agent)
+        if self._config.agent_grouping == "id":
+            return agent_id, agent_name
+        group = agent_name if self._config.agent_grouping == "name" else clean(type(agent).__qualname__)
+        return group, group
+
+    def _is_wanted(self, agent: Any, adapter: AgentAdapter) -> bool:
+        include, exclude = self._config.agents_include, self._config.agents_exclude
+        if not include and not exclude:
+            return True
+        names = identify(adapter, agent)
+        return (not include or _matches(names, include)) and not _matches(names, exclude)
 
     def agent_unregistered(self, agent: Any) -> None:
         """Let an agent go. Its last values stay for a while, so that the next scrape sees them."""
@@ -184,13 +206,14 @@ class Watch:
                 self._let_go(shared)
 
     def _let_go(self, shared: _SharedAgent) -> None:
-        recorder = shared.hook.recorder
+        hook = shared.hook
         if shared.leave(self):  # else others watch it still, and what we show until it retires is alive
-            shared.hook.let_go()
-        former, _left_at = self._departed.get(recorder.agent_id, (None, 0.0))
+            hook.let_go()
+        former = self._departed.pop(hook.agent_id, None)
         if former is not None:
-            self._withdraw([former.recorder])
-        self._departed[recorder.agent_id] = shared.hook, recorder.clock()
+            self._displaced.append(former)
+        self._departed[hook.agent_id] = hook, hook.recorder.clock()
+        self._retire(self._retire_departed_agents())  # also where nobody reads
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -199,8 +222,8 @@ class Watch:
         with _lock:
             retired = self._forget_agents()
             hooks = [shared.hook for shared in self._agents.values()]
-            hooks += [hook for hook, _left_at in self._departed.values()]
-        self._withdraw(retired)
+            hooks += [hook for hook, _left_at in (*self._departed.values(), *self._displaced)]
+        self._retire(retired)
         return AgentsToRead(hooks, breathe)
 
     def snapshot(self, breathe: Breathe = lambda: None) -> Snapshot:
@@ -221,9 +244,9 @@ class Watch:
             states=tuple(state for state in states if state is not None),
         )
 
-    def _withdraw(self, recorders: list[AgentRecorder]) -> None:
-        if self._reports_agents:
-            self._bridge.withdraw(recorders)
+    def _retire(self, recorders: list[AgentRecorder]) -> None:
+        if self._reports_agents and recorders:
+            self._bridge.retire(recorders)
 
     def _forget_agents(self) -> list[AgentRecorder]:
         self._let_go_dead_agents()
@@ -237,17 +260,25 @@ class Watch:
                 self._let_go(shared)
 
     def _retire_departed_agents(self) -> list[AgentRecorder]:
+        leaving, self._displaced = self._displaced, []
         retired = []
+        for hook, left_at in leaving:  # another one of its id has left since
+            if hook.is_quiet:
+                retired.append(hook.recorder)
+            else:
+                self._displaced.append((hook, left_at))
         for agent_id, (hook, left_at) in list(self._departed.items()):
-            if hook.recorder.clock() - left_at > self._config.departed_agents_linger_s:
+            if hook.recorder.clock() - left_at <= self._config.departed_agents_linger_s:
+                break  # those behind it left later
+            if hook.is_quiet:
                 del self._departed[agent_id]
                 retired.append(hook.recorder)
-                self._forget_operations(agent_id)
+                self._retire_operations(agent_id)
         return retired
 
-    def _forget_operations(self, agent_id: str) -> None:
-        if all(shared.hook.recorder.agent_id != agent_id for shared in self._agents.values()):
-            self._bridge.forget(self.operations.forget(agent_id))
+    def _retire_operations(self, agent_id: str) -> None:
+        if all(shared.hook.agent_id != agent_id for shared in self._agents.values()):
+            self._bridge.move(self.operations.retire(agent_id))
 
     # -- leaving -------------------------------------------------------------------------------------
 
@@ -260,7 +291,7 @@ class Watch:
             self._bridge.remove(self.snapshot)
             owners: list[Reported] = [self.operations]
             if self._reports_agents:
-                owners += [hook.recorder for hook, _left_at in self._departed.values()]
+                owners += [hook.recorder for hook, _left_at in (*self._departed.values(), *self._displaced)]
                 owners += [shared.hook.recorder for shared in self._agents.values()]
             for shared in self._agents.values():
                 if shared.leave(self):
@@ -270,6 +301,7 @@ class Watch:
                 manager_hook.release(self.tracer)
             self._agents.clear()
             self._departed.clear()
+            self._displaced.clear()
             self._release_orchestrator()
         self._bridge.withdraw(owners)
 
@@ -279,3 +311,7 @@ class Watch:
             hook.release()
             for key in [key for key, other in _orchestrators.items() if other is hook]:
                 del _orchestrators[key]
+
+
+def _matches(names: tuple[str, str], patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)

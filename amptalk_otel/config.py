@@ -20,6 +20,7 @@ class Setting:
     parse: Callable[[str], Any]
     description: str
     secret: bool = False
+    otherwise: str = "nothing"  # what goes where there is neither a usable value nor a default
 
 
 _EVERYTHING: tuple[Setting, ...] = (
@@ -83,6 +84,14 @@ _EVERYTHING: tuple[Setting, ...] = (
     Setting("departed_agents_linger_s", ("AMPTALK_OTEL_DEPARTED_AGENTS_LINGER",), types.milliseconds,
             "How long the last values of an unregistered agent stay on the page, so that the next scrape sees them; "
             "the variable is in milliseconds."),
+    Setting("max_agents", ("AMPTALK_OTEL_MAX_AGENTS",), types.count,
+            'Agents with series of their own on one page; those beyond are together in `agent.id="_OTHER"`.'),
+    Setting("agent_grouping", ("AMPTALK_OTEL_AGENT_GROUPING",), types.choice("id", "name", "class"),
+            "Which agents are one series: those of one `id`, one `name`, or one `class`."),
+    Setting("agents_include", ("AMPTALK_OTEL_AGENTS_INCLUDE",), types.patterns,
+            "Only agents are watched whose id or name matches one of these shell patterns, comma-separated."),
+    Setting("agents_exclude", ("AMPTALK_OTEL_AGENTS_EXCLUDE",), types.patterns,
+            "Agents are not watched whose id or name matches one of these shell patterns, comma-separated."),
     Setting("modules", ("AMPTALK_OTEL_MODULES",), types.names,
             "Zero-code start: further modules whose class `Orchestrator` is instrumented, comma-separated, "
             "each the end of a dotted name."),
@@ -97,7 +106,8 @@ def _of_signal(signal: str, general: Setting) -> Setting:
     else:
         description = f"As `{general.field}`, for {signal} alone; goes before it."
     field_name = general.field.replace("otlp_", f"otlp_{signal}_")
-    return replace(general, field=field_name, variables=(variable,), description=description)
+    otherwise = general.variables[0]
+    return replace(general, field=field_name, variables=(variable,), description=description, otherwise=otherwise)
 
 
 _OTLP = tuple(setting for setting in _EVERYTHING if setting.field.startswith("otlp_"))
@@ -143,6 +153,10 @@ class Config:
     exemplar_filter: str = "trace_based"
     message_size_sample_every: int = 100
     departed_agents_linger_s: float = 300.0
+    max_agents: int = 1000
+    agent_grouping: str = "id"
+    agents_include: tuple[str, ...] = ()
+    agents_exclude: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     otlp_metrics_protocol: str | None = None
     otlp_metrics_endpoint: str | None = None
@@ -231,5 +245,5 @@ def _quoted(setting: Setting, value: Any) -> str:
 
 def _shown(setting: Setting, value: Any) -> str:
     if setting.secret or value in (None, {}, ()):
-        return "nothing"
+        return setting.otherwise
     return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -153,7 +153,12 @@ Times are seconds in a `Config`; where OpenTelemetry counts a variable in millis
 
 _SECTIONS: tuple[tuple[str, str, str], ...] = (
     ("Everything", "", r"sdk_disabled|service_name|resource_attributes|modules"),
-    ("Metrics", "", r"metrics?_.*|prometheus_.*|exemplar_filter|message_size_sample_every|departed_agents_linger_s"),
+    ("Metrics", "", r"metrics?_.*|prometheus_.*|exemplar_filter|message_size_sample_every"),
+    (
+        "Agents",
+        "Which are watched, and in which series: [Many agents](metrics.md#many-agents).",
+        r"agents?_.*|max_agents|departed_agents_linger_s",
+    ),
     ("Traces", "What they do: [Tracing](tracing.md).", r"traces?_.*|propagators"),
     ("OTLP", "For the `otlp` exporters of metrics and traces.", r"otlp_(?!metrics_|traces_).*"),
     ("OTLP, for metrics alone", "", r"otlp_metrics_.*"),
@@ -343,16 +348,38 @@ sum by (agent_name, reason) (increase(amptalk_agent_messages_undeliverable_total
   counted as `_OTHER`. A value has at most 128 characters.
 - **A counter that is 0 has no series.** It appears with the first message that it counts.
 - **Series go with their agent.** The last values of an agent that was let go stay for `departed_agents_linger_s` (five
-  minutes), so that the next scrape sees them; then they are gone.
+  minutes), so that the next scrape sees them; then what it counted is in `_RETIRED`: see [Many agents](#many-agents).
 - **Sizes are samples.** One payload in `message_size_sample_every` (100) of each agent and type is measured, as the length of
   its JSON: exact up to 16 KiB; above that added up from its parts, without the escapes of special characters. What is no JSON,
   or has more than 2,000 values, has no size.
 - **CPU shares cover at least a second.** Whoever asks sooner gets the last value again, so that two scrapers do not spoil each
   other's. In the first tenth of a second there is none.
 - **Durations come from a monotonic clock.** Setting the machine's clock does not show in them.
-
 - **Durations lead to traces.** Where there are traces, `message.wait.duration` and `message.process.duration` carry exemplars:
   see [From a spike to its trace](tracing.md#from-a-spike-to-its-trace).
+
+## Many agents
+
+The number of series is bounded, and no sum over agents changes because of it.
+
+- **`agent.id="_OTHER"`.** One page, or one `MeterProvider`, has series of their own for `max_agents` agents (1,000). Those
+  beyond it are together in one series. A place that gets free is given to the next agent; one that is in `_OTHER` stays there.
+- **`agent.id="_RETIRED"`.** Counters and histograms of agents that left, added up, once their own series are gone. An agent
+  that has not finished its messages keeps its series until then. One that comes back later begins from zero in a series of its
+  own.
+- **Random ids.** The framework gives each agent a random id. `AMPTALK_OTEL_AGENT_GROUPING=name` makes one series of all agents
+  of a name, `class` of all of a class: counters, queue lengths and histograms are added up, and ages are those of the oldest.
+- **Which agents.** `AMPTALK_OTEL_AGENTS_INCLUDE` and `AMPTALK_OTEL_AGENTS_EXCLUDE` take shell patterns of ids or names. What is
+  excluded is not touched.
+
+No counter falls on the way from one series to another, so a rate over all agents is right:
+
+```promql
+sum without (agent_id, agent_name) (rate(amptalk_agent_messages_received_total[5m]))
+```
+
+With a `MeterProvider` of your own, histograms of agents that left move to `_RETIRED` where the SDK has them in explicit buckets;
+others stay as they were.
 
 ## Buckets
 

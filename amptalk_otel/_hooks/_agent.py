@@ -14,6 +14,7 @@ from amptalk_otel._hooks._inbox import Inbox
 from amptalk_otel._hooks._outbox import Outbox, Router
 from amptalk_otel._hooks._processing import Processing
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
+from amptalk_otel._labels import clean
 from amptalk_otel._patch import Patches, covering_one_argument
 from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, read_state, read_types
 from amptalk_otel._tracing._agent import AgentTracing
@@ -35,6 +36,8 @@ class AgentHook:
         "_state_is_covered",
         "_tracer",
         "_tracing",
+        "agent_id",
+        "agent_name",
         "agent_ref",
         "recorder",
     )
@@ -47,6 +50,7 @@ class AgentHook:
         router: Router | None = None,
     ) -> None:
         self.recorder = recorder
+        self.agent_id, self.agent_name = identify(adapter, agent)
         self._tracer: MessageTracer | None = None
         self._tracing: AgentTracing | None = None
         self.agent_ref = weakref.ref(agent)
@@ -199,8 +203,8 @@ class AgentHook:
         if self._state is not None:
             self._state.change_tracer(self._tracer, tracer)
         self._tracer = tracer
-        owner = self.recorder.agent_id, self.recorder.agent_name
-        self._tracing = tracing = AgentTracing(tracer, owner, self.recorder.clock) if tracer is not None else None
+        agent = self.agent_id, self.agent_name
+        self._tracing = tracing = AgentTracing(tracer, agent, self.recorder.clock) if tracer is not None else None
         self._processing.tracing = tracing
         self._inbox.sent_in = tracing.sent_in if tracing is not None else None
         if self._outbox is not None:
@@ -217,7 +221,15 @@ class AgentHook:
     @property
     def identity(self) -> tuple[str, str, str | None]:
         """What tells the agent's series from others'."""
-        return self.recorder.agent_id, self.recorder.agent_name, self.recorder.orchestrator_name
+        return self.recorder.identity
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing of an agent that left is under way any more, or never will be."""
+        recorder = self.recorder
+        if self.agent_ref() is None:
+            return True
+        return not recorder.is_in_work if recorder.departed_at is not None else not recorder.is_busy
 
     @property
     def recorder_id(self) -> int:
@@ -276,6 +288,11 @@ class AgentHook:
         self._patches.undo()
         if self._state is not None:
             self._state.release(self._tracer)
+
+
+def identify(adapter: AgentAdapter, agent: Any) -> tuple[str, str]:
+    """The agent's id and its name."""
+    return clean(adapter.agent_id(agent)), clean(adapter.agent_name(agent))
 
 
 def _measure_nothing(*_args: Any, **_kwargs: Any) -> AbstractAsyncContextManager[None]:

@@ -119,10 +119,4 @@ def hook_state_manager(
 
 def _recorder_for(manager: Any, owner: StateOwner) -> StateRecorder:
     storage_type = getattr(manager, "storage_type", OTHER)
-    storage = clean(getattr(storage_type, "value", storage_type))
-    for recorder in owner.states:
-        if recorder.storage == storage:
-            return recorder
-    recorder = StateRecorder(storage, owner)
-    owner.states.append(recorder)
-    return recorder
+    return owner.state_recorder(clean(getattr(storage_type, "value", storage_type)))

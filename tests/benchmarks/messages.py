@@ -29,7 +29,7 @@ from tests.benchmarks.report import Result, Table, number, spread, times
 BARE, FLOOR, INLINE, OURS = "uninstrumented", "plain integers by hand", "in the program's own code", "amptalk_otel"
 PROMETHEUS_CLIENT, SDK = "prometheus_client by hand", "OpenTelemetry SDK by hand"
 PEERS = (BARE, INLINE, FLOOR, OURS, PROMETHEUS_CLIENT, SDK)
-CONFIG = Config(metrics_exporters=("prometheus",), prometheus_port=0)
+CONFIG = Config(metrics_exporters=("prometheus",), prometheus_port=0, max_agents=100_000)
 
 MESSAGES = 10_000  # a round
 SLICE = 2_000  # peers take turns after so many

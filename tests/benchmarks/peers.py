@@ -21,7 +21,7 @@ from tests.benchmarks.population import TYPES, Population
 
 NOTHING, OURS, STOCK = "uninstrumented", "amptalk_otel", "stock reader"
 PROMETHEUS_CLIENT, SDK = "prometheus_client by hand", "OpenTelemetry SDK by hand"
-CONFIG = Config(metrics_exporters=("prometheus",), prometheus_port=0)
+CONFIG = Config(metrics_exporters=("prometheus",), prometheus_port=0, max_agents=100_000)
 _TIMEOUT_S = 120.0
 _PIECE_BYTES = 1 << 18
 

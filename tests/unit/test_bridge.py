@@ -9,13 +9,13 @@ import pytest
 from opentelemetry.metrics import Histogram as HistogramInstrument
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import Gauge, Histogram, InMemoryMetricReader, Sum
+from opentelemetry.sdk.metrics.export import Gauge, Histogram, HistogramDataPoint, InMemoryMetricReader, Sum
 
 from amptalk_otel import Instrumentation, instrument_orchestrator
 from amptalk_otel._bridge import bridge_for, serve
 from amptalk_otel._catalogue import CATALOGUE, Kind, Metric, Snapshot
 from amptalk_otel._producer import ProducerBridge
-from amptalk_otel._sdk_series import forget_series
+from amptalk_otel._sdk_series import move_series
 from amptalk_otel._sources import Breathe
 from amptalk_otel._system import CpuWindow
 from amptalk_otel.demo.runtime import Orchestrator, StateManager
@@ -301,15 +301,39 @@ class TestForgettingSeries:
         histogram = provider.get_meter("amptalk_otel").create_histogram("h")
         for who in ("stays", "leaves"):
             histogram.record(1.0, {"who": who})
-        assert forget_series(histogram, lambda attributes: attributes["who"] == "leaves") == 1
+        assert move_series(histogram, lambda attributes: {} if attributes["who"] == "leaves" else None) == 1
         assert set(series(reader)) == {key("h", who="stays")}
         histogram.record(2.0, {"who": "leaves"})
         assert series(reader)[key("h", who="leaves")] == (1, 2.0)
         provider.shutdown()
 
+    def test_a_series_of_the_sdk_goes_on_in_another_one(self) -> None:
+        provider, reader = provider_and_reader()
+        histogram = provider.get_meter("amptalk_otel").create_histogram(
+            "h", explicit_bucket_boundaries_advisory=[1.0, 2.0]
+        )
+
+        def move(who: str) -> int:
+            return move_series(histogram, lambda attributes: {"who": "left"} if attributes["who"] == who else None)
+
+        histogram.record(0.5, {"who": "a"})
+        assert move("a") == 1  # not collected yet, and none is there
+        histogram.record(1.5, {"who": "b"})
+        assert series(reader) == {key("h", who="left"): (1, 0.5), key("h", who="b"): (1, 1.5)}
+        histogram.record(3.0, {"who": "b"})
+        assert move("b") == 1  # partly collected
+        for _ in range(2):
+            assert series(reader) == {key("h", who="left"): (3, 5.0)}
+        (point,) = metrics(reader)["h"].data.data_points
+        assert isinstance(point, HistogramDataPoint)
+        assert (tuple(point.bucket_counts), point.min, point.max) == ((1, 1, 1), 0.5, 3.0)
+        histogram.record(1.0, {"who": "b"})  # a new one begins from zero
+        assert series(reader) == {key("h", who="left"): (3, 5.0), key("h", who="b"): (1, 1.0)}
+        provider.shutdown()
+
     @pytest.mark.parametrize("instrument", [None, object(), NoOpMeterProvider().get_meter("m").create_histogram("h")])
     def test_what_is_no_instrument_of_the_sdk_is_left_alone(self, instrument: HistogramInstrument | None) -> None:
-        assert forget_series(instrument, lambda _attributes: True) == 0
+        assert move_series(instrument, lambda _attributes: {}) == 0
 
 
 def test_a_provider_has_one_bridge() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, BucketCounts, Distribution
@@ -81,3 +83,21 @@ def test_nothing_has_no_quantile() -> None:
 def test_a_quantile_lies_between_0_and_1(q: float) -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         distribution(1.0).quantile(q)
+
+
+def test_a_sum_has_the_latest_exemplar_of_each_bucket() -> None:
+    def with_exemplars(*exemplars: tuple[float, int]) -> Distribution:
+        buckets = BucketCounts((1.0, 2.0))
+        for value, time_ns in exemplars:
+            buckets.record(value)
+            buckets.exemplify(value, time_ns, time_ns * 10, time_ns * 100)
+        return replace(buckets.copy(), exemplars=buckets.copy_exemplars())
+
+    one, other, none = (
+        with_exemplars((0.5, 1), (1.5, 4)),
+        with_exemplars((0.7, 3), (1.7, 2), (9.0, 5)),
+        with_exemplars(),
+    )
+    assert (one + other).exemplars == ((0.7, 3, 30, 300), (1.5, 4, 40, 400), (9.0, 5, 50, 500))
+    assert (other + one).exemplars == (one + other).exemplars
+    assert (one + none).exemplars == (none + one).exemplars == one.exemplars

@@ -53,6 +53,10 @@ DEFAULT_VALUES: dict[str, Any] = {
     "exemplar_filter": "trace_based",
     "message_size_sample_every": 100,
     "departed_agents_linger_s": 300.0,
+    "max_agents": 1000,
+    "agent_grouping": "id",
+    "agents_include": (),
+    "agents_exclude": (),
     "modules": (),
     **{f"otlp_{signal}_{name}": None for signal in ("metrics", "traces") for name in OF_OTLP},
 }
@@ -90,6 +94,10 @@ GOOD: dict[str, tuple[str, Any]] = {
     "exemplar_filter": ("always_off", "always_off"),
     "message_size_sample_every": ("0", 0),
     "departed_agents_linger_s": ("1000", 1.0),
+    "max_agents": ("0", 0),
+    "agent_grouping": ("Class", "class"),
+    "agents_include": ("front-*, *[0-9]", ("front-*", "*[0-9]")),
+    "agents_exclude": ("test?", ("test?",)),
     "modules": ("meeting.core, other", ("meeting.core", "other")),
     "otlp_metrics_endpoint": ("https://collector/in", "https://collector/in"),
     "otlp_traces_endpoint": ("https://collector/spans", "https://collector/spans"),
@@ -123,9 +131,13 @@ BAD: dict[str, tuple[str, str]] = {
     "exemplar_filter": ("sometimes", "trace_based"),
     "message_size_sample_every": ("-3", "100"),
     "departed_agents_linger_s": ("nan", "300.0"),
+    "max_agents": ("many", "1000"),
+    "agent_grouping": ("kind", "id"),
+    "agents_include": (",", "nothing"),
+    "agents_exclude": (NOT_UTF8, "nothing"),
     "modules": ("meeting-core", "nothing"),
-    "otlp_metrics_endpoint": ("http://", "nothing"),
-    "otlp_traces_endpoint": ("grpc://collector", "nothing"),
+    "otlp_metrics_endpoint": ("http://", "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    "otlp_traces_endpoint": ("grpc://collector", "OTEL_EXPORTER_OTLP_ENDPOINT"),
 }
 
 # bad values given in Python
@@ -156,6 +168,10 @@ BAD_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "exemplar_filter": (None, "sometimes"),
     "message_size_sample_every": (None, -1, 1.5, "100", True, 10**10),
     "departed_agents_linger_s": (None, 0, -5),
+    "max_agents": (None, -1, 1.5, "1", True),
+    "agent_grouping": (None, "", "kind"),
+    "agents_include": (None, "a*", ["a*"], ("",), (5,), (NOT_UTF8,)),
+    "agents_exclude": (None, "a*", ["a*"], ("",), (5,), (NOT_UTF8,)),
     "modules": (None, "meeting", ["meeting"], ("a b",), ("",), (5,)),
     "otlp_metrics_endpoint": ("", "http://"),
     "otlp_traces_endpoint": ("", "http://", "grpc://collector"),
@@ -164,7 +180,8 @@ BAD_ARGUMENTS: dict[str, tuple[Any, ...]] = {
 for _signal in ("metrics", "traces"):
     for _name in OF_OTLP:
         GOOD.setdefault(f"otlp_{_signal}_{_name}", GOOD[f"otlp_{_name}"])
-        BAD.setdefault(f"otlp_{_signal}_{_name}", (BAD[f"otlp_{_name}"][0], "nothing"))
+        _general = "OTEL_EXPORTER_OTLP_" + _name.removesuffix("_s").upper()
+        BAD.setdefault(f"otlp_{_signal}_{_name}", (BAD[f"otlp_{_name}"][0], _general))
         _values = tuple(value for value in BAD_ARGUMENTS[f"otlp_{_name}"] if value is not None)  # which is the default
         BAD_ARGUMENTS.setdefault(f"otlp_{_signal}_{_name}", _values)
 
@@ -410,7 +427,7 @@ def test_the_headers_of_one_signal_are_shown_nowhere(signal: str, caplog: pytest
     assert "s3cret" not in repr(config)
     Config.from_env({variable: "s3cret"})
     assert caplog.messages == [
-        f"{variable}=(hidden): must be key=value pairs separated by commas; using nothing instead"
+        f"{variable}=(hidden): must be key=value pairs separated by commas; using OTEL_EXPORTER_OTLP_HEADERS instead"
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from amptalk_otel import _recorder
 from amptalk_otel._agent_recorder import AgentRecorder, nobody
-from amptalk_otel._labels import MAX_DISTINCT, OTHER
+from amptalk_otel._labels import MAX_DISTINCT, OTHER, RETIRED
 from amptalk_otel._reading import TypeReading, read_types
 from amptalk_otel._recorder import (
     Observer,
@@ -279,15 +279,18 @@ def test_operations_are_bounded_for_each_agent_and_for_all_together(monkeypatch:
     assert len(watched.durations) == MAX_DISTINCT + 3
 
 
-def test_operations_of_an_agent_that_is_gone_are_forgotten() -> None:
+def test_operations_of_an_agent_that_is_gone_are_added_to_those_of_others_that_went_before() -> None:
     watched = OperationRecorder()
     for name in ("a", "b", "a"):
         watched.measured(name, None, "transcribe", 1.0)
-    watched.forget("a")
-    watched.forget("nobody")
-    assert list(watched.durations) == [("b", None, "transcribe")]
+    a, b, retired = ((agent_id, None, "transcribe") for agent_id in ("a", "b", RETIRED))
+    assert watched.retire("a") == {a: retired}
+    assert watched.retire("nobody") == {}
+    assert {key: sum(buckets.counts) for key, buckets in watched.durations.items()} == {b: 1, retired: 2}
     watched.measured("a", None, "transcribe", 1.0)
-    assert sum(watched.durations["a", None, "transcribe"].counts) == 1
+    assert sum(watched.durations[a].counts) == 1
+    watched.retire("a")
+    assert (sum(watched.durations[retired].counts), watched.durations[retired].sum) == (3, 3.0)
 
 
 def test_what_is_kept_of_types_and_messages_does_not_grow_with_either() -> None:

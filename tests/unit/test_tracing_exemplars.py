@@ -54,11 +54,11 @@ def test_what_has_no_exemplars_shares_the_same_nothing() -> None:
     assert NO_EXEMPLARS == {}
 
 
-def test_exemplars_are_no_part_of_what_is_equal_and_sums_have_none() -> None:
+def test_exemplars_are_no_part_of_what_is_equal_and_differences_have_none() -> None:
     plain = Distribution((1.0,), (1, 0), 0.5)
     exemplified = replace(plain, exemplars=((0.5, 1, 2, 3),))
     assert plain == exemplified
-    assert (exemplified + exemplified).exemplars == ()
+    assert (exemplified - plain).exemplars == ()
 
 
 # -- readings ------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from amptalk_otel import AgentReading, Config, Instrumentation, instrument_agent, instrument_orchestrator
+from amptalk_otel._labels import RETIRED
 from amptalk_otel._watch import Watch
 from amptalk_otel.demo.runtime import Orchestrator
 from tests.support import (
@@ -92,8 +93,12 @@ async def test_an_agent_that_left_lingers_with_its_last_values_and_then_goes_alt
     assert [agent_id for agent_id, _name, _operation in operations.durations] == ["a", "b"]
     clock.advance(0.001)
     assert seen.handle.read() == []
-    assert [agent_id for agent_id, _name, _operation in operations.durations] == ["b"]
+    assert [agent_id for agent_id, _name, _operation in operations.durations] == ["b", RETIRED]
     assert seen.told(agent) == {}
+    retired = {"agent_id": RETIRED, "agent_name": RETIRED, "orchestrator_name": "town"}
+    found = series(seen.reader)
+    assert found[key("amptalk.agent.messages.received", **retired, message_type="command")] == 2
+    assert found[key("amptalk.agent.message.process.duration", **retired, message_type="command")][0] == 1
     seen.end()
 
 
@@ -199,7 +204,10 @@ async def test_an_agent_dropped_without_a_word_is_let_go_at_the_next_reading() -
     }  # fmt: skip
     clock.advance(LINGERS_S + 1)
     assert seen.handle.read() == []
-    assert not [name for name, _ in series(seen.reader) if name.startswith("amptalk.agent.")]
+    agents = {
+        dict(attributes)["agent.id"] for name, attributes in series(seen.reader) if name.startswith("amptalk.agent.")
+    }
+    assert agents == {RETIRED}
     seen.end()
 
 

@@ -1,0 +1,79 @@
+"""Agents that are read one after another, when somebody goes through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from amptalk_otel._guard import guarded
+from amptalk_otel._merging import one_agent
+from amptalk_otel._reading import AgentReading
+
+Identity = tuple[str, str, "str | None"]
+"""Id, name, and name of the orchestrator: what tells an agent's series from others'."""
+
+
+class AgentReader(Protocol):
+    """An agent that can be read."""
+
+    @property
+    def identity(self) -> Identity:
+        """The series that it is in."""
+
+    @property
+    def recorder_id(self) -> int:
+        """The same for two readers of one agent."""
+
+    def read(self) -> AgentReading:
+        """The agent at this moment."""
+
+
+class AgentsToRead:
+    """Agents that are read one after another: none is held for longer. Those of one identity are one reading.
+
+    A thousand readings at a time would make the garbage collector go through everything that the program has, again
+    and again.
+    """
+
+    def __init__(self, readers: Iterable[AgentReader], breathe: Callable[[], None]) -> None:
+        """`breathe` is called after each reader."""
+        self._breathe = breathe
+        self._series: dict[Identity, list[AgentReader]] = {}
+        for reader in {reader.recorder_id: reader for reader in readers}.values():  # whoever watches it, once
+            self._series.setdefault(reader.identity, []).append(reader)
+            breathe()
+
+    def __len__(self) -> int:
+        return len(self._series)
+
+    def __iter__(self) -> Iterator[AgentReading]:
+        for readers in self._series.values():
+            reading = one_agent(self._each(readers))
+            if reading is not None:
+                yield reading
+
+    def _each(self, readers: Iterable[AgentReader]) -> Iterator[AgentReading]:
+        for reader in readers:
+            reading = guarded("reading an agent", reader.read)
+            if reading is not None:
+                yield reading
+            self._breathe()
+
+    def __contains__(self, reading: object) -> bool:
+        return any(reading == other for other in self)
+
+    @property
+    def readers(self) -> Iterator[AgentReader]:
+        """All of them."""
+        return (reader for readers in self._series.values() for reader in readers)
+
+    @classmethod
+    def together(cls, parts: Sequence[AgentsToRead], breathe: Callable[[], None]) -> AgentsToRead:
+        """Those of several watches."""
+        return parts[0] if len(parts) == 1 else cls((reader for part in parts for reader in part.readers), breathe)
+
+    def those(self, wanted: Callable[[Identity], bool]) -> AgentsToRead:
+        """The agents whose identity is wanted."""
+        chosen = AgentsToRead((), self._breathe)
+        chosen._series = {identity: readers for identity, readers in self._series.items() if wanted(identity)}
+        return chosen
