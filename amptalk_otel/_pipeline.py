@@ -45,6 +45,7 @@ from amptalk_otel import _bridge, _otlp
 from amptalk_otel._exposition import MetricsPage
 from amptalk_otel._guard import guarded, logger, swallow
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
+from amptalk_otel._protection import OPEN, Protection, UnusableError
 from amptalk_otel._readers import InstrumentsReader, ProducingReader, mark_collections
 from amptalk_otel._server import MetricsServer
 from amptalk_otel._traces import make_provider, message_tracer
@@ -100,6 +101,8 @@ class Pipeline:
         mine, theirs = (_address(one) for one in (self.config, config))
         if theirs is None or mine != theirs or self.metrics_url is None:
             return False
+        if _protecting(config) != (None, None) and _protecting(config) != _protecting(self.config):
+            return False  # which ends with a warning that the port is taken: better than a page without protection
         ignored = sorted(set(config.metrics_exporters) - set(self.config.metrics_exporters))
         if ignored:
             logger.warning(
@@ -187,7 +190,10 @@ class Pipeline:
         )
         host, port = self.config.prometheus_host, self.config.prometheus_port
         try:
-            self._server = MetricsServer(page, host, port)
+            self._server = MetricsServer(page, host, port, protection=_protection(self.config))
+        except UnusableError as error:  # a page without protection is not what was asked for
+            logger.warning("metrics are not served: %s", error)
+            return []
         except OSError as error:
             logger.warning(
                 "metrics are not served: %s:%d can't be bound (%s); "
@@ -208,6 +214,14 @@ class Pipeline:
                 **_no_limits(PeriodicExportingMetricReader),
             )
         ]
+
+
+def _protection(config: Config) -> Protection:
+    if config.prometheus_web_config is None and config.prometheus_bearer_token_file is None:
+        return OPEN
+    from amptalk_otel._file_protection import FileProtection
+
+    return FileProtection(config.prometheus_web_config, config.prometheus_bearer_token_file)
 
 
 def _no_limits(reader: type[MetricReader]) -> dict[str, Any]:
@@ -285,6 +299,10 @@ def _within(timeout_s: float, *acts: Callable[[float], object]) -> bool:
 
 def _address(config: Config) -> str | None:
     return f"{config.prometheus_host}:{config.prometheus_port}" if "prometheus" in config.metrics_exporters else None
+
+
+def _protecting(config: Config) -> tuple[str | None, str | None]:
+    return config.prometheus_web_config, config.prometheus_bearer_token_file
 
 
 # -- sharing -------------------------------------------------------------------------------------------

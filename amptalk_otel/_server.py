@@ -1,30 +1,38 @@
-"""The metrics page over HTTP, on a small threaded server of the standard library."""
+"""The metrics page over HTTP: where it is served, and what a request is told."""
 
 from __future__ import annotations
 
 import errno
-import io
 import socket
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from socketserver import ThreadingMixIn
+from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import parse_qs
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client.exposition import choose_encoder, gzip_accepted
 
+from amptalk_otel._front import Front
 from amptalk_otel._guard import swallow
+from amptalk_otel._http import Answer, Limits, Request, drained, with_headers
+from amptalk_otel._protection import OPEN, Protection, TooBusyError, UnusableError
 
-_POLL_S = 0.05
-_REQUEST_TIMEOUT_S = 10.0
+_BACKLOG = 128
 _GZIP_LEVEL = 1  # 18 MB become 0.93 in 54 ms; level 6 makes it 0.75 in 141 ms, level 3 0.86 in 51
 _GZIP_FORMAT = 31  # zlib's largest window, in gzip's frame (https://docs.python.org/3/library/zlib.html)
 _METHODS = "OPTIONS,GET,HEAD"
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
+_PATHS = ("/metrics", "/favicon.ico")  # browsers ask for an icon
+_HEALTH_PATH = "/-/healthy"
+_CAUTIOUS = (
+    ("Cache-Control", "no-store"),
+    ("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("X-Content-Type-Options", "nosniff"),
+    ("X-Frame-Options", "deny"),
+)
+"""What a browser is told: to keep, run and embed nothing."""
 
-_Answer = tuple[str, list[tuple[str, str]], list[bytes]]
+LIMITS = Limits()
 
 
 class Page(Protocol):
@@ -40,53 +48,30 @@ class MetricsServer:
     Raises OSError where the address can't be bound.
     """
 
-    def __init__(self, page: Page, host: str, port: int) -> None:
-        family, address = _resolve(host, port)
-        server_class = type("_Server", (_ThreadingServer,), {"address_family": family})
-        self._server: WSGIServer = server_class(address, _QuietHandler)
-        self._server.set_app(_application(page))
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_POLL_S,), name="amptalk-otel-metrics", daemon=True
+    def __init__(self, page: Page, host: str, port: int, *, protection: Protection = OPEN) -> None:
+        listener = _listening(*_resolve(host, port))
+        self._front = Front(
+            listener,
+            _Answers(page, protection),
+            limits=LIMITS,
+            refusal_headers=(_TEXT, *_CAUTIOUS),
+            secure=protection.secure,
+            admits=protection.admits_peer,
         )
-        self._thread.start()
+        self._thread = threading.Thread(target=self._front.run, name="amptalk-otel-metrics", daemon=True)
         shown = f"[{host}]" if ":" in host else host
-        self.port = int(self._server.server_address[1])
-        self.url = f"http://{shown}:{self.port}/metrics"
+        self.port = int(listener.getsockname()[1])
+        self.url = f"{'https' if protection.uses_tls else 'http'}://{shown}:{self.port}/metrics"
+        self._thread.start()
 
     def close(self, timeout_s: float) -> bool:
         """Stop serving and free the port; False where the thread is still alive after `timeout_s`."""
-        if self._thread.is_alive():  # not so in a forked child, where `shutdown` would wait for ever
-            self._server.shutdown()
+        if self._thread.is_alive():
+            self._front.end()
             self._thread.join(timeout_s)
-        self._server.server_close()
+        else:  # in a forked child, which has none of its parent's threads
+            self._front.close()
         return not self._thread.is_alive()
-
-
-class _ThreadingServer(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-    block_on_close = False
-
-    def server_bind(self) -> None:
-        # HTTPServer's own asks a name server for the host's full name, which can take seconds.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a restart would find the port taken
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-        self.setup_environ()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
-
-
-class _QuietHandler(WSGIRequestHandler):
-    timeout = _REQUEST_TIMEOUT_S
-
-    def get_stderr(self) -> Any:
-        """Nowhere: wsgiref would print a traceback for each client that stops reading."""
-        return io.StringIO()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class names it
-        """Nothing: each scrape would be a line on the program's stderr."""
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
@@ -101,38 +86,79 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     return family, address
 
 
-def _application(page: Page) -> Callable[..., Iterable[bytes]]:
-    """Answers as prometheus_client's `make_wsgi_app` does, and HEAD as well."""
+def _listening(family: socket.AddressFamily, address: Any) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # or a restart would find the port taken
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
-    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        method = environ["REQUEST_METHOD"]
+
+# -- answers -------------------------------------------------------------------------------------------
+
+
+class _Answers:
+    """What a request is told. The page is answered as prometheus_client's `make_wsgi_app` does, and HEAD as well."""
+
+    def __init__(self, page: Page, protection: Protection) -> None:
+        self._page = page
+        self._protection = protection
+
+    def __call__(self, request: Request) -> Answer:
         try:
-            status, headers, body = _answer(page, method, environ)
+            answer = self._guarded(request)
         except Exception:
             swallow("serving the metrics page")
-            status, headers = "500 Internal Server Error", [_TEXT]
-            body = [b"The metrics could not be read; the program's log says where.\n"]
-        start_response(status, [*headers, ("Content-Length", str(sum(map(len, body))))])
-        return _drained(body) if method != "HEAD" else []
+            text = "The metrics could not be read; the program's log says where."
+            answer = _said(HTTPStatus.INTERNAL_SERVER_ERROR, text)
+        return with_headers(answer, (*self._protection.headers(), *_CAUTIOUS))
 
-    return serve
+    def _guarded(self, request: Request) -> Answer:
+        if request.path == _HEALTH_PATH and request.method in ("GET", "HEAD"):  # for probes, which know no password
+            return _said(HTTPStatus.OK, "Healthy.")
+        try:
+            if not self._protection.admits(request.headers.get("authorization", "")):
+                challenges = tuple(("WWW-Authenticate", each) for each in self._protection.challenges())
+                return _said(HTTPStatus.UNAUTHORIZED, "Unauthorized", *challenges)
+        except TooBusyError:
+            return _said(HTTPStatus.SERVICE_UNAVAILABLE, "Too many passwords to check", ("Retry-After", "5"))
+        except UnusableError:
+            return _said(HTTPStatus.INTERNAL_SERVER_ERROR, "The protection of this page can't be used; see the log.")
+        return self._admitted(request)
+
+    def _admitted(self, request: Request) -> Answer:
+        method = request.method
+        if request.path not in (*_PATHS, _HEALTH_PATH) and (method, request.path) != ("OPTIONS", "*"):
+            return _said(HTTPStatus.NOT_FOUND, "Not found; the metrics are at /metrics")
+        if method == "OPTIONS":
+            return Answer(HTTPStatus.OK, (("Allow", _METHODS),))
+        if method not in ("GET", "HEAD"):
+            status = HTTPStatus.METHOD_NOT_ALLOWED
+            text = f"# HTTP {status.value} {status.phrase}: {method}; use OPTIONS or GET"
+            return _said(status, text, ("Allow", _METHODS))
+        if request.path != "/metrics":
+            return Answer(HTTPStatus.OK, (_TEXT,))
+        return self._metrics(request)
+
+    def _metrics(self, request: Request) -> Answer:
+        try:
+            names = frozenset(parse_qs(request.query, max_num_fields=LIMITS.names).get("name[]", []))
+        except ValueError:
+            return _said(HTTPStatus.BAD_REQUEST, f"More than {LIMITS.names} names are asked for")
+        content_type = _content_type(request.headers.get("accept", ""))
+        body = self._page.pages(content_type.startswith("application/openmetrics-text"), names)
+        headers = (("Content-Type", content_type),)
+        if gzip_accepted(request.headers.get("accept-encoding", "")):
+            return Answer(HTTPStatus.OK, (*headers, ("Content-Encoding", "gzip")), _gzipped(body))
+        return Answer(HTTPStatus.OK, headers, body)
 
 
-def _answer(page: Page, method: str, environ: dict[str, Any]) -> _Answer:
-    if method == "OPTIONS":
-        return "200 OK", [("Allow", _METHODS)], []
-    if method not in ("GET", "HEAD"):
-        status = "405 Method Not Allowed"
-        return status, [("Allow", _METHODS), _TEXT], [f"# HTTP {status}: {method}; use OPTIONS or GET\n".encode()]
-    if environ["PATH_INFO"] == "/favicon.ico":  # browsers ask for it
-        return "200 OK", [_TEXT], []
-    content_type = _content_type(environ.get("HTTP_ACCEPT", ""))
-    names = parse_qs(environ.get("QUERY_STRING", "")).get("name[]", [])
-    body = page.pages(content_type.startswith("application/openmetrics-text"), frozenset(names))
-    headers = [("Content-Type", content_type)]
-    if gzip_accepted(environ.get("HTTP_ACCEPT_ENCODING", "")):
-        return "200 OK", [*headers, ("Content-Encoding", "gzip")], _gzipped(_drained(body))
-    return "200 OK", headers, body
+def _said(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Answer:
+    return Answer(status, (*headers, _TEXT), [f"{text}\n".encode()])
 
 
 def _content_type(accept: str) -> str:
@@ -151,15 +177,8 @@ def _content_type(accept: str) -> str:
     return content_type
 
 
-def _gzipped(chunks: Iterable[bytes]) -> list[bytes]:
+def _gzipped(chunks: list[bytes]) -> list[bytes]:
     """Piece by piece; zlib works without the interpreter, so the event loop goes on meanwhile."""
     deflate = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_FORMAT)
-    pieces = [deflate.compress(chunk) for chunk in chunks]
+    pieces = [deflate.compress(chunk) for chunk in drained(chunks)]
     return [piece for piece in (*pieces, deflate.flush()) if piece]
-
-
-def _drained(chunks: list[bytes]) -> Iterator[bytes]:
-    """Each chunk once, and none kept: to free many megabytes at once takes milliseconds, in which nothing else runs."""
-    chunks.reverse()
-    while chunks:
-        yield chunks.pop()

@@ -38,6 +38,10 @@ _EVERYTHING: tuple[Setting, ...] = (
             "Port of the metrics page; 0 takes any free one."),
     Setting("prometheus_scope_labels", ("AMPTALK_OTEL_PROMETHEUS_SCOPE_LABELS",), types.boolean,
             "`true` gives every series of the metrics page the labels `otel_scope_name` and `otel_scope_version`."),
+    Setting("prometheus_web_config", ("AMPTALK_OTEL_PROMETHEUS_WEB_CONFIG",), types.text,
+            "File with TLS and passwords of the metrics page, in the form of Prometheus' exporters."),
+    Setting("prometheus_bearer_token_file", ("AMPTALK_OTEL_PROMETHEUS_BEARER_TOKEN_FILE",), types.text,
+            "File with a token that the metrics page asks for, as `Authorization: Bearer TOKEN`."),
     Setting("metric_export_interval_s", ("OTEL_METRIC_EXPORT_INTERVAL",), types.milliseconds,
             "Time between two pushes of the `otlp` and `console` exporters; the variable is in milliseconds."),
     Setting("metric_export_timeout_s", ("OTEL_METRIC_EXPORT_TIMEOUT",), types.milliseconds,
@@ -134,6 +138,8 @@ class Config:
     prometheus_host: str = "localhost"
     prometheus_port: int = 8000
     prometheus_scope_labels: bool = False
+    prometheus_web_config: str | None = None
+    prometheus_bearer_token_file: str | None = None
     metric_export_interval_s: float = 60.0
     metric_export_timeout_s: float = 30.0
     otlp_protocol: str = "http/protobuf"

@@ -69,10 +69,12 @@ $ export OTEL_EXPORTER_PROMETHEUS_PORT=9464
 $ export OTEL_EXPORTER_PROMETHEUS_PORT=0
 ```
 
-A page that other machines can reach. It has no password and no encryption: mind who can connect.
+A page that other machines can reach, over TLS and with a password. Without the second line it has neither: mind who can
+connect. [The endpoint](endpoint.md) tells what stands in the file, which needs `pip install 'amptalk_otel[web]'`:
 
 ```console
 $ export OTEL_EXPORTER_PROMETHEUS_HOST=0.0.0.0
+$ export AMPTALK_OTEL_PROMETHEUS_WEB_CONFIG=web-config.yml
 ```
 
 Push to an OpenTelemetry Collector every ten seconds, instead of serving a page or besides (`prometheus,otlp`). This needs
@@ -139,7 +141,8 @@ What is right as a value but fails in the world is treated alike:
 | what | what happens |
 |---|---|
 | the port is taken, the host can't be bound | one warning with the port; no page (`metrics_url` is None), everything else goes on |
-| the same host and port a second time in one program | one page for both, with the settings of the first |
+| the web configuration or the token's file can't be used | one warning with the reason; no page: one without protection is not what was asked for |
+| the same host and port a second time in one program | one page for both, with the settings of the first; but who asks for protection gets no page that has another, or none |
 | `otlp` without the extra | one warning with the line that installs it; everything else goes on |
 | the collector is down | OpenTelemetry's exporter logs it and tries again; no message of your program waits for it |
 | the collector does not answer at the end | `shutdown(timeout_s=5.0)` returns False in time; a program that just ends waits 5 s at most |

@@ -44,6 +44,7 @@ from amptalk_otel import (
 )
 from amptalk_otel._catalogue import CATALOGUE, Kind, Metric
 from amptalk_otel._server import MetricsServer, Page
+from amptalk_otel._web_config import read_web_config
 from amptalk_otel.config import SETTINGS
 from amptalk_otel.demo.runtime import Message, MessageType, Orchestrator, SimpleAgent
 from tests.docs.blocks import Block, blocks_of, commands_of, mismatch, prose_of, words_in_backticks
@@ -364,8 +365,11 @@ def check_server_file(path: Path) -> None:
     """Parse it, and have the server that it is for check it, where that is installed."""
     document = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert isinstance(document, dict), f"{path.name}: not a mapping"
+    if "basic_auth_users" in document:
+        read_web_config(path)  # promtool would look for its certificates
+        return
     if "scrape_configs" in document:
-        program, arguments = "promtool", ["check", "config"]
+        program, arguments = "promtool", ["check", "config", *(["--syntax-only"] if "ca_file" in str(document) else [])]
     elif "groups" in document:
         program, arguments = "promtool", ["check", "rules"]
     elif "receivers" in document:
@@ -448,8 +452,8 @@ def folder(tmp_path: Path) -> Path:
 class _AnyPort(MetricsServer):
     """On a free port, whatever port is asked for; pages of one port are shared as ever."""
 
-    def __init__(self, page: Page, host: str, port: int) -> None:
-        super().__init__(page, host, 0)
+    def __init__(self, page: Page, host: str, port: int, **options: Any) -> None:
+        super().__init__(page, host, 0, **options)
         self.port = port or self.port
 
 

@@ -29,9 +29,9 @@ def clean_slate() -> Iterator[None]:
 def port_8000(monkeypatch: pytest.MonkeyPatch) -> None:
     """The document's port may be taken on this machine: whoever asks for 8000 binds a free one instead."""
 
-    def serve(registry: Any, host: str, port: int) -> MetricsServer:
+    def serve(registry: Any, host: str, port: int, **options: Any) -> MetricsServer:
         assert port == 8000
-        return MetricsServer(registry, host, 0)
+        return MetricsServer(registry, host, 0, **options)
 
     monkeypatch.setattr(_pipeline, "MetricsServer", serve)
 

@@ -20,6 +20,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics import exposition, parser
 from prometheus_client.parser import text_string_to_metric_families
 
+from amptalk_otel._http import Limits
 from amptalk_otel._server import MetricsServer
 
 TIMEOUT_S = 20.0
@@ -267,7 +268,8 @@ def test_scrapes_of_all_kinds_at_once_each_get_a_complete_page(registry: Collect
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server gives up no client within the time of a test."""
-    monkeypatch.setattr("amptalk_otel._server._QuietHandler.timeout", 3 * TIMEOUT_S)
+    limits = Limits(head_s=3 * TIMEOUT_S, write_s=3 * TIMEOUT_S)
+    monkeypatch.setattr("amptalk_otel._server.LIMITS", limits)
 
 
 def test_a_client_that_says_nothing_does_not_hold_up_the_next(registry: CollectorRegistry, patient: None) -> None:
@@ -275,7 +277,7 @@ def test_a_client_that_says_nothing_does_not_hold_up_the_next(registry: Collecto
         silent.sendall(b"GET /metrics HTT")
         _, body = get(server.url)
         assert b"answer 42.0" in body
-    wait_for_no_thread_named("process_request")
+    wait_for_no_thread_named("metrics-request")
 
 
 def test_a_client_that_does_not_read_does_not_hold_up_the_next(
@@ -295,7 +297,7 @@ def test_a_client_that_does_not_read_does_not_hold_up_the_next(
         _, body = get(server.url)
         assert body.count(b"\npadding{") == 2000
         slow.close()  # with most of its page unread
-        wait_for_no_thread_named("process_request")
+        wait_for_no_thread_named("metrics-request")
     assert capfd.readouterr() == ("", "")
 
 
@@ -304,14 +306,14 @@ def test_a_client_that_stops_reading_is_given_up_without_a_word_on_stderr(
 ) -> None:
     registry = CollectorRegistry()
     Gauge("padding", "x" * 20_000_000, registry=registry)
-    monkeypatch.setattr("amptalk_otel._server._QuietHandler.timeout", 0.05)
+    monkeypatch.setattr("amptalk_otel._server.LIMITS", Limits(write_s=0.05))
     with (
         serving(registry) as server,
         socket.create_connection(("127.0.0.1", port_of(server)), TIMEOUT_S) as slow,
     ):
         slow.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
         assert slow.recv(1) == b"H"
-        wait_for_no_thread_named("process_request")
+        wait_for_no_thread_named("metrics-request")
     assert capfd.readouterr() == ("", "")
 
 
@@ -400,7 +402,7 @@ def test_close_does_not_wait_for_a_client_that_says_nothing(registry: CollectorR
     with socket.create_connection(("127.0.0.1", port_of(server)), TIMEOUT_S) as silent:
         silent.sendall(b"GET")
         assert server.close(TIMEOUT_S) is True
-    wait_for_no_thread_named("process_request")
+    wait_for_no_thread_named("metrics-request")
 
 
 def test_the_server_runs_in_a_daemon_thread(registry: CollectorRegistry) -> None:
