@@ -454,7 +454,7 @@ class AgentRecorder(StateOwner):
         try:
             # `_value_` instead of `value`: the same object without the descriptor's Python-level call.
             return self.by_type[message.message_type._value_]
-        except (AttributeError, KeyError, TypeError):
+        except Exception:  # whatever a message raises, it is one
             return self._find_record(message_of(message))
 
     def forget_types(self) -> None:

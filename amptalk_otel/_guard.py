@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import threading
@@ -10,12 +11,22 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from amptalk_otel._forks import after_fork
+
 logger = logging.getLogger("amptalk_otel")
 
 _QUIET_S = 60.0
 _lock = threading.Lock()
 _quiet_until: dict[str, float] = {}
 _strict = False
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+after_fork(_renew_lock)
 
 
 def set_strict(*, strict: bool) -> bool:
@@ -59,7 +70,8 @@ def complain(key: str, message: str, *arguments: object) -> None:
         if len(_quiet_until) > 1000:
             _quiet_until.clear()
         _quiet_until[key] = now + _QUIET_S
-    logger.warning(message, *arguments)
+    with contextlib.suppress(Exception):  # a handler of the program's that raises, where we must not
+        logger.warning(message, *arguments)
 
 
 def forget_complaints() -> None:

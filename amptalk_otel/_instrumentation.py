@@ -13,6 +13,7 @@ from opentelemetry.trace import TracerProvider
 
 from amptalk_otel import _pipeline
 from amptalk_otel._bridge import bridge_for
+from amptalk_otel._forks import after_fork
 from amptalk_otel._guard import guarded, logger, swallow
 from amptalk_otel._protocols import (
     ORCHESTRATOR_ATTRIBUTES,
@@ -195,13 +196,29 @@ def _missing(target: Any, names: tuple[str, ...]) -> str | None:
 
 
 _lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+after_fork(_renew_lock)
+
 _existing: dict[int, list[_Existing]] = {}  # by id of what is instrumented
 
 
 class _Existing:
     """One instrumentation of one target by one provider."""
 
-    def __init__(self, target: Any, provider: MeterProvider, instrumentation: Instrumentation) -> None:
+    def __init__(
+        self,
+        target: Any,
+        provider: MeterProvider,
+        pipeline: _pipeline.Pipeline | None,
+        instrumentation: Instrumentation,
+    ) -> None:
+        self._pipeline = pipeline
         self.target = weakref.ref(target)
         self.provider = weakref.ref(provider)
         self.instrumentation = instrumentation
@@ -210,9 +227,12 @@ class _Existing:
         """Whether a call with `provider` has its answer here; without one, any instrumentation of the target does.
 
         So a program that calls `instrument_orchestrator` and is started by a launcher that does the same
-        keeps to the launcher's provider, and nothing is told twice.
+        keeps to the launcher's provider, and nothing is told twice. A forked child may begin anew: the
+        parent's pipeline neither serves nor pushes what is counted in the child.
         """
-        return self.target() is target and (provider is None or self.provider() is provider)
+        if self.target() is not target or (self._pipeline is not None and not self._pipeline.is_of_this_process):
+            return False
+        return provider is None or self.provider() is provider
 
 
 def _instrument(
@@ -236,10 +256,12 @@ def _instrument(
         return Instrumentation(None, None)
 
 
-def _remember(target: Any, provider: MeterProvider, instrumentation: Instrumentation) -> None:
+def _remember(
+    target: Any, provider: MeterProvider, pipeline: _pipeline.Pipeline | None, instrumentation: Instrumentation
+) -> None:
     if id(target) not in _existing:
         weakref.finalize(target, _existing.pop, id(target), None).atexit = False
-    _existing.setdefault(id(target), []).append(_Existing(target, provider, instrumentation))
+    _existing.setdefault(id(target), []).append(_Existing(target, provider, pipeline, instrumentation))
 
 
 def _find(target: Any, provider: MeterProvider | None) -> Instrumentation | None:
@@ -281,5 +303,5 @@ def _begin(
             _pipeline.release(pipeline, _GIVE_UP_S)
         raise
     instrumentation = Instrumentation(watch, pipeline)
-    _remember(target, meter_provider, instrumentation)
+    _remember(target, meter_provider, pipeline, instrumentation)
     return instrumentation

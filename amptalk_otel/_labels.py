@@ -37,12 +37,12 @@ def message_of(item: Any) -> Any:
 
 
 def message_type_of(message: Any, type_of: Callable[[Any], object] = attrgetter("message_type")) -> str:
-    """`message.type`: the enum's value; `_OTHER` for what is no message."""
+    """`message.type`: the enum's value; `_OTHER` for what is no message, or lets nobody look at it."""
     try:
         kind = type_of(message)
-    except (AttributeError, KeyError, TypeError, IndexError):
-        kind = None
-    return OTHER if kind is None else clean(getattr(kind, "value", kind))
+        return OTHER if kind is None else clean(getattr(kind, "value", kind))
+    except Exception:
+        return OTHER
 
 
 def error_type_of(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.trace.export import SpanExporter
 
+from amptalk_otel._exports import Exports
 from amptalk_otel.config import Config
 
 _Exporter = TypeVar("_Exporter")
@@ -32,13 +33,21 @@ def _made(
     signal: str, config: Config, *, grpc: Callable[[_Settings], _Exporter], http: Callable[[_Settings], _Exporter]
 ) -> _Exporter:
     settings = _Settings(config, signal)
+    what = "spans" if signal == "traces" else signal
     try:
-        return grpc(settings) if settings.of("protocol") == "grpc" else http(settings)
+        with Exports(what).under_way():
+            return grpc(settings) if settings.of("protocol") == "grpc" else http(settings)
     except ImportError:
-        what = "spans" if signal == "traces" else signal
         raise MissingExtraError(
             f"{what} are not pushed: the otlp exporter is not installed; run: pip install 'amptalk_otel[otlp]'"
         ) from None
+
+
+class Headers(dict[str, str]):
+    """Those of the settings and no others: the exporters take those of the environment where there are none."""
+
+    def __bool__(self) -> bool:
+        return True
 
 
 class _Settings:
@@ -56,11 +65,15 @@ class _Settings:
         """The arguments of the exporters over HTTP."""
         from opentelemetry.exporter.otlp.proto.http import Compression
 
+        from amptalk_otel._http_session import session_with
+
+        headers = Headers(self.of("headers"))
         own = getattr(self._config, f"otlp_{self._signal}_endpoint")
         base = self._config.otlp_endpoint or "http://localhost:4318"
         return {
             "endpoint": own or f"{base.rstrip('/')}/v1/{self._signal}",
-            "headers": dict(self.of("headers")) or None,
+            "headers": headers,
+            "session": session_with(headers),
             "timeout": self.of("timeout_s"),
             "compression": Compression(self.of("compression")),
             "certificate_file": self.of("certificate"),
@@ -77,7 +90,8 @@ class _Settings:
             "endpoint": self.of("endpoint") or "http://localhost:4317",
             "insecure": self.of("insecure"),
             "credentials": self._credentials(),
-            "headers": {name.lower(): value for name, value in self.of("headers").items()},  # gRPC takes no other
+            # gRPC takes no other names than these.
+            "headers": Headers({name.lower(): value for name, value in self.of("headers").items()}),
             "timeout": self.of("timeout_s"),
             "compression": compressions[self.of("compression")],
         }

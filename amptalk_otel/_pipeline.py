@@ -43,6 +43,7 @@ from prometheus_client import CollectorRegistry
 
 from amptalk_otel import _bridge, _otlp
 from amptalk_otel._exposition import MetricsPage
+from amptalk_otel._forks import after_fork
 from amptalk_otel._guard import guarded, logger, swallow
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
 from amptalk_otel._protection import OPEN, Protection, UnusableError
@@ -70,16 +71,17 @@ class Pipeline:
         self._resource = _resource(config)
         self._server: MetricsServer | None = None
         readers = [reader for name in config.metrics_exporters for reader in self._readers(name)]
-        self._pushes = any(isinstance(reader, ProducingReader) for reader in readers)
+        self._pushing = [reader for reader in readers if isinstance(reader, ProducingReader)]
         self.meter_provider: MeterProvider = MeterProvider(
             metric_readers=readers,
             resource=self._resource,
             exemplar_filter=_EXEMPLAR_FILTERS[config.exemplar_filter](),
             shutdown_on_exit=False,  # the SDK's own handler would hold up the exit while a collector is down
         )
-        if self._pushes:
+        if self._pushing:
             mark_collections(self.meter_provider)
-        self.tracer_provider: TracerProvider | None = make_provider(config, self._resource)
+        self.tracer_provider: TracerProvider | None
+        self.tracer_provider, self._spans_out = make_provider(config, self._resource)
         self.tracer: MessageTracer | None = guarded("setting up traces", message_tracer, self.tracer_provider, config)
         _bridge.serve(self.meter_provider, self.bridge)  # whoever is given this provider is told once, not twice
         self._ended = False
@@ -122,17 +124,24 @@ class Pipeline:
         return _within(timeout_s, *self._flushes())
 
     def _flushes(self) -> Iterator[Callable[[float], object]]:
-        if self._pushes:
+        if self._pushing:
             yield self.meter_provider.force_flush
         if self.tracer_provider is not None:
             flush = self.tracer_provider.force_flush
             yield lambda milliseconds: flush(int(milliseconds))
 
     def _shutdowns(self) -> Iterator[Callable[[float], object]]:
-        yield self.meter_provider.shutdown
+        """One for each exporter: a provider ends its own one after another, and one that hangs costs the others'."""
+        for pushing in self._pushing:
+            yield pushing.shutdown
+        for spans_out in self._spans_out:
+            yield spans_out.end
+
+    def _end_providers(self) -> None:
+        """Nothing is left to be pushed, and nothing waits here for what hangs: that was told to end before."""
+        self.meter_provider.shutdown()
         if self.tracer_provider is not None:
-            shutdown = self.tracer_provider.shutdown
-            yield lambda _milliseconds: shutdown()
+            self.tracer_provider.shutdown()
 
     def shutdown(self, timeout_s: float) -> bool:
         """Push the last values, stop serving, end all threads; False where that took longer than `timeout_s`.
@@ -145,10 +154,20 @@ class Pipeline:
             self._ended = True
         atexit.unregister(self._at_exit)
         until = time.monotonic() + timeout_s
+        if not self.is_of_this_process:  # the exporters, and their connections, are the parent's
+            return True
         in_time = _within(timeout_s, *self._shutdowns())
+        guarded("ending the providers", self._end_providers)
         if self._server is not None:
             in_time = self._server.close(max(0.1, until - time.monotonic())) and in_time
         return in_time
+
+    def leave_to_parent(self) -> None:
+        """Called in a forked child: give back what it has of the parent's, such as the port, without ending it."""
+        self._lock = threading.Lock()
+        atexit.unregister(self._at_exit)
+        if self._server is not None:
+            self._server.leave_to_parent()
 
     def _at_exit(self) -> None:
         if self.is_of_this_process:
@@ -263,7 +282,8 @@ class _Ending:
     The SDK gives up without a word at the time that it is told. It is told a later one, so that it is we who notice.
     """
 
-    def __init__(self, act: Callable[[float], object], timeout_s: float) -> None:
+    def __init__(self, act: Callable[[float], object], timeout_s: float, share_s: float) -> None:
+        """`share_s`: how long it may take where it can't have a thread, and others wait for it."""
         self._act = act
         self._outcome: list[bool] = []
         self._thread = threading.Thread(
@@ -274,7 +294,7 @@ class _Ending:
             self._thread.start()
         except RuntimeError:  # the interpreter is ending and starts no threads: the SDK has to keep the time
             self._is_running = False
-            self._run(timeout_s)
+            self._run(share_s)
 
     def _run(self, limit_s: float) -> None:
         try:
@@ -292,7 +312,9 @@ class _Ending:
 def _within(timeout_s: float, *acts: Callable[[float], object]) -> bool:
     """Run acts side by side, as a collector that hangs on metrics may take spans. False where one failed or hangs."""
     until = time.monotonic() + timeout_s
-    endings = [_Ending(act, timeout_s) for act in acts]
+    endings = [
+        _Ending(act, timeout_s, (until - time.monotonic()) / (len(acts) - number)) for number, act in enumerate(acts)
+    ]
     outcomes = [ending.succeeds(until) for ending in endings]
     return all(outcomes)
 
@@ -309,6 +331,18 @@ def _protecting(config: Config) -> tuple[str | None, str | None]:
 
 _shared: list[tuple[Pipeline, int]] = []
 _shared_lock = threading.Lock()
+
+
+def _leave_to_parent() -> None:
+    """In a forked child: what is shared there is the parent's, and so is the port."""
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    for pipeline, _users in _shared:
+        pipeline.leave_to_parent()
+    _shared.clear()
+
+
+after_fork(_leave_to_parent)
 
 
 def acquire(config: Config) -> Pipeline:

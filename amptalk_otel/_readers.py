@@ -23,6 +23,7 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 
 from amptalk_otel._deltas import Deltas
+from amptalk_otel._exports import Exports
 from amptalk_otel._guard import guarded, logger
 from amptalk_otel._producer import CatalogueProducer
 from amptalk_otel._version import SCOPE_NAME, __version__
@@ -49,15 +50,39 @@ class ProducingReader(PeriodicExportingMetricReader):
         self._producer = producer
         self._deltas = Deltas(_preferred(exporter, "temporality"))
         self._order = threading.Lock()
+        self._exports = Exports("metrics")
+        self._exports.take(exporter)
+        self._is_ended = False
         if isinstance(_preferred(exporter, "aggregation").get(Histogram), ExponentialBucketHistogramAggregation):
             logger.warning("histograms of agents keep their explicit buckets: they are counted before any export")
         super().__init__(exporter, **options)
 
     def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
+        if self._exports.are_of_this_process:
+            with self._exports.under_way():
+                guarded("pushing metrics", self._push, metrics_data, timeout_millis, kwargs)
+
+    def _push(self, metrics_data: MetricsData, timeout_millis: float, options: dict[str, Any]) -> None:
         produced = guarded("producing metrics", self._produced, timeout_millis) or []
         together = _joined(metrics_data, produced)
         if together.resource_metrics:
-            super()._receive_metrics(together, timeout_millis, **kwargs)
+            super()._receive_metrics(together, timeout_millis, **options)
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        """Push the last values and end. Nothing the second time."""
+        if self._is_ended or not self._exports.are_of_this_process:
+            return
+        self._is_ended = True
+        self._exports.hurry()
+        with self._exports.under_way():
+            super().shutdown(timeout_millis, **kwargs)
+
+    def _ticker(self) -> None:
+        with self._exports.under_way():
+            super()._ticker()
+
+    def _at_fork_reinit(self) -> None:
+        """Nothing: the metrics are the parent's, who goes on pushing them. The SDK would push them a second time."""
 
     def _produced(self, timeout_millis: float) -> list[ScopeMetrics]:
         with self._order:  # a flush may come in between

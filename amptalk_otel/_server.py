@@ -45,7 +45,7 @@ class Page(Protocol):
 class MetricsServer:
     """Serves a page at `url` from a daemon thread. The port is bound in the constructor.
 
-    Raises OSError where the address can't be bound.
+    Raises OSError where the address can't be bound, RuntimeError where no thread can be started.
     """
 
     def __init__(self, page: Page, host: str, port: int, *, protection: Protection = OPEN) -> None:
@@ -62,7 +62,11 @@ class MetricsServer:
         shown = f"[{host}]" if ":" in host else host
         self.port = int(listener.getsockname()[1])
         self.url = f"{'https' if protection.uses_tls else 'http'}://{shown}:{self.port}/metrics"
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # there can be no more threads
+            self._front.close()
+            raise
 
     def close(self, timeout_s: float) -> bool:
         """Stop serving and free the port; False where the thread is still alive after `timeout_s`."""
@@ -72,6 +76,10 @@ class MetricsServer:
         else:  # in a forked child, which has none of its parent's threads
             self._front.close()
         return not self._thread.is_alive()
+
+    def leave_to_parent(self) -> None:
+        """Called in a forked child: the port is the parent's alone, who may want it again after a restart."""
+        self._front.close()
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:

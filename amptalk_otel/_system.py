@@ -13,6 +13,8 @@ import psutil
 
 _MIN_WINDOW_S = 1.0
 _FIRST_WINDOW_S = 0.1
+_LONGEST_BEGIN_S = 0.02
+_PATIENCE_S = 1.0
 
 
 class CpuWindow:
@@ -31,24 +33,38 @@ class CpuWindow:
         self._looked_at = time.monotonic()
         self._busy = self._available = 0.0
         self._begun = False
-        with contextlib.suppress(Exception):  # what fails now fails again, and is told, when somebody reads
-            self._begin()
+        # Bounded: whoever makes us may be the event loop, and a read of a sick system may hang.
+        beginning = threading.Thread(target=self._begin_early, name="amptalk-otel-system", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no more threads: the first who reads begins
+            beginning.start()
+            beginning.join(_LONGEST_BEGIN_S)
 
     def read(self) -> float | None:
-        """Between 0 and 1; None in the first tenth of a second."""
-        with self._lock:
-            window_s = time.monotonic() - self._looked_at
-            if window_s < (_FIRST_WINDOW_S if self._value is None else _MIN_WINDOW_S):
-                return self._value
-            if not self._begun:
-                self._begin()
-                return None
-            busy, available = self._sample()
-            if available > self._available:
-                value = (busy - self._busy) / (available - self._available)
-                self._value = min(1.0, max(0.0, value))
-            self._looked_at, self._busy, self._available = time.monotonic(), busy, available
+        """Between 0 and 1; None in the first tenth of a second. The value found last while another reader hangs."""
+        if not self._lock.acquire(timeout=_PATIENCE_S):
             return self._value
+        try:
+            return self._read()
+        finally:
+            self._lock.release()
+
+    def _read(self) -> float | None:
+        window_s = time.monotonic() - self._looked_at
+        if window_s < (_FIRST_WINDOW_S if self._value is None else _MIN_WINDOW_S):
+            return self._value
+        if not self._begun:
+            self._begin()
+            return None
+        busy, available = self._sample()
+        if available > self._available:
+            value = (busy - self._busy) / (available - self._available)
+            self._value = min(1.0, max(0.0, value))
+        self._looked_at, self._busy, self._available = time.monotonic(), busy, available
+        return self._value
+
+    def _begin_early(self) -> None:
+        with self._lock, contextlib.suppress(Exception):  # what fails now fails again, and is told, when somebody reads
+            self._begin()
 
     def _begin(self) -> None:
         self._busy, self._available = self._sample()

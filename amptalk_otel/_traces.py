@@ -10,7 +10,7 @@ from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider as SdkTracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
@@ -23,6 +23,7 @@ from opentelemetry.trace import TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from amptalk_otel import _otlp
+from amptalk_otel._exports import SpansOut
 from amptalk_otel._guard import logger
 from amptalk_otel._tracing._carrier import Carrier
 from amptalk_otel._tracing._relation import Relation
@@ -44,15 +45,18 @@ _PROPAGATORS: dict[str, Callable[[], TextMapPropagator]] = {
 }
 
 
-def make_provider(config: Config, resource: Resource) -> SdkTracerProvider | None:
-    """A TracerProvider with the exporters that a Config asks for; None where it asks for none, or none can be made."""
-    exporters = [exporter for name in config.traces_exporters if (exporter := _exporter(name, config)) is not None]
-    if not exporters:
-        return None
+def make_provider(config: Config, resource: Resource) -> tuple[SdkTracerProvider | None, list[SpansOut]]:
+    """A TracerProvider, and how it pushes, for the exporters that a Config asks for.
+
+    None where it asks for none, or none can be made.
+    """
+    ways_out = [way_out for name in config.traces_exporters if (way_out := _way_out(name, config)) is not None]
+    if not ways_out:
+        return None, []
     provider = SdkTracerProvider(sampler=sampler_of(config), resource=resource, shutdown_on_exit=False)
-    for exporter in exporters:
-        provider.add_span_processor(BatchSpanProcessor(exporter))
-    return provider
+    for way_out in ways_out:
+        provider.add_span_processor(way_out)
+    return provider, ways_out
 
 
 def sampler_of(config: Config) -> Sampler:
@@ -68,11 +72,11 @@ def message_tracer(provider: TracerProvider | None, config: Config) -> MessageTr
     return MessageTracer(provider, carrier, Relation(config.trace_relation), config.exemplar_filter)
 
 
-def _exporter(name: str, config: Config) -> SpanExporter | None:
+def _way_out(name: str, config: Config) -> SpansOut | None:
     try:
         if name == "otlp":
-            return _otlp.span_exporter(config)
-        return ConsoleSpanExporter() if name == "console" else None
+            return SpansOut(_otlp.span_exporter(config))
+        return SpansOut(ConsoleSpanExporter()) if name == "console" else None
     except _otlp.MissingExtraError as error:
         logger.warning("%s", error)
     except Exception as error:

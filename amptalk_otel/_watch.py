@@ -10,6 +10,7 @@ from typing import Any
 from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._agents_to_read import AgentsToRead
 from amptalk_otel._catalogue import Snapshot
+from amptalk_otel._forks import after_fork
 from amptalk_otel._guard import complain, guarded
 from amptalk_otel._hooks._agent import AgentHook, identify
 from amptalk_otel._hooks._orchestrator import OrchestratorHook
@@ -23,6 +24,15 @@ from amptalk_otel.adapters import AgentAdapter, adapter_for, tells_message_type_
 from amptalk_otel.config import Config
 
 _lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+after_fork(_renew_lock)
+
 _agents: dict[int, _SharedAgent] = {}  # by id of the agent
 _orchestrators: dict[int, OrchestratorHook] = {}  # by id of the orchestrator
 

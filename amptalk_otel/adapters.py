@@ -264,7 +264,9 @@ def method_of(adapter: AgentAdapter, agent: Any, role: str) -> str | None:
     if isinstance(adapter, _Careful):
         return adapter.method(agent, role)
     name = getattr(adapter, role)
-    return name if name is not None and hasattr(agent, name) else None
+    # One that only `__getattr__` makes up is none that the agent's own loop calls.
+    is_there = name is not None and hasattr(agent, name) and inspect.getattr_static(agent, name, None) is not None
+    return name if is_there else None
 
 
 def tells_message_type_as_it_is(adapter: AgentAdapter) -> bool:

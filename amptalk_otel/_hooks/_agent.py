@@ -173,7 +173,14 @@ class AgentHook:
             self._inbox = self._hook_inbox(agent, queue)
 
     def _hook_inbox(self, agent: Any, queue: Any) -> Inbox:
-        inbox = Inbox(self.recorder, agent, queue, self._adapter.loop, self._processing.in_handler)
+        inbox = Inbox(
+            self.recorder,
+            agent,
+            queue,
+            self._adapter.loop,
+            self._processing.in_handler,
+            is_counted=self._processing.is_covered,
+        )
         inbox.sent_in = self._tracing.sent_in if self._tracing is not None else None
         return inbox
 

@@ -46,10 +46,13 @@ class Inbox:
         queue: Any,
         loop: str | None = None,
         in_handler: Callable[[], bool] = lambda: False,
+        *,
+        is_counted: bool = True,
     ) -> None:
         """`loop`: the method that takes messages from the queue, if it may run inside somebody else's task.
 
-        `in_handler` tells whether the caller works on one of the agent's messages.
+        `in_handler` tells whether the caller works on one of the agent's messages. `is_counted`: whether the end of
+        processing is seen; if not, messages would seem to be in work for ever, and none is counted.
         """
         self.sent_in: Callable[[Any], Any] | None = None
         """For traces: tells the context that a message comes from, and never raises."""
@@ -62,7 +65,7 @@ class Inbox:
         # A coroutine runs while its task is the current one: a tenth of the cost of asking asyncio for that.
         self.loop_coroutine: Callable[[], CoroutineType[Any, Any, Any] | None] = nobody
         self.patches = Patches()
-        self.hooked = _is_queue(queue) and self._hook(queue)
+        self.hooked = is_counted and _is_queue(queue) and self._hook(queue)
 
     def _hook(self, queue: Any) -> bool:
         wrap = self.patches.wrap
@@ -85,9 +88,16 @@ class Inbox:
         return self._queue() is queue
 
     def size(self) -> int | None:
-        """The queue's length; None where it is not hooked."""
+        """The queue's length; None where it is not hooked, or does not tell."""
         queue = self._queue()
-        return queue.qsize() if self.hooked and queue is not None else None
+        if not self.hooked or queue is None:
+            return None
+        try:
+            length: int = queue.qsize()
+        except Exception:
+            _guard.swallow("reading the length of an inbox")
+            return None
+        return length
 
     # -- any queue -----------------------------------------------------------------------------------
 
@@ -139,7 +149,7 @@ class Inbox:
                 try:
                     try:
                         record = known[item.message_type._value_]
-                    except (AttributeError, KeyError, TypeError):
+                    except Exception:  # whatever a message raises, it came
                         unknown = inbox.get_to_know(item)
                         if unknown is None:
                             return

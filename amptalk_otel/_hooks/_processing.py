@@ -29,7 +29,17 @@ class Processing:
     retried, and costs nothing before. Otherwise it is covered for good as well.
     """
 
-    __slots__ = ("_agent", "_attempt", "_attempt_patches", "_attempts", "_in_work", "_patches", "_recorder", "tracing")
+    __slots__ = (
+        "_agent",
+        "_attempt",
+        "_attempt_patches",
+        "_attempts",
+        "_in_work",
+        "_patches",
+        "_recorder",
+        "is_covered",
+        "tracing",
+    )
 
     def __init__(
         self,
@@ -50,6 +60,8 @@ class Processing:
         self._attempt_patches: Patches | None = None  # while attempts are covered
         # Where attempts are always covered: by id of the message.
         self._in_work: dict[int, tuple[TypeRecorder, Work | None]] | None = None
+        self.is_covered = False
+        """Whether the end of processing is seen."""
         if process is None:
             return
         if attempt is not None:
@@ -58,7 +70,9 @@ class Processing:
             else:
                 self._in_work = {}
                 self._watch_attempts()
-        self._patches.wrap(agent, process, covering_one_argument(self._cover_processing))
+        self.is_covered = self._patches.wrap(agent, process, covering_one_argument(self._cover_processing))
+        if not self.is_covered:
+            self.release()
 
     def release(self) -> None:
         """Take every wrapper off."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from amptalk_otel._agent_recorder import AgentRecorder
+from amptalk_otel._forks import after_fork
 from amptalk_otel._guard import guarded, swallow
 from amptalk_otel._labels import OTHER, clean
 from amptalk_otel._patch import Patches
@@ -98,6 +99,15 @@ class StateManagerHook:
 
 
 _lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+after_fork(_renew_lock)
+
 _hooks: dict[int, StateManagerHook] = {}  # by id of the manager; one hook however many share it
 
 

@@ -1,0 +1,192 @@
+"""Exports of ours while OpenTelemetry's exporters make them: what those log, how long they wait, and whose they are.
+
+The exporters log each attempt, with texts that may quote headers, addresses or what a collector answered. Of what they
+log for us one record a minute is left, ours, with the kind of failure and no text. What they log for anybody else, and
+so the program's own use of OpenTelemetry, stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+
+from amptalk_otel._guard import complain, guarded
+
+_LOGGERS = (
+    "grpc._channel",
+    "grpc._common",
+    "grpc._plugin_wrapping",
+    "opentelemetry.exporter.http.transport",
+    "opentelemetry.exporter.otlp.common._exporter_metrics",
+    "opentelemetry.exporter.otlp.common.http",
+    "opentelemetry.exporter.otlp.proto.common._internal",
+    "opentelemetry.exporter.otlp.proto.common._internal.metrics_encoder",
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.otlp.proto.http._common",
+    "opentelemetry.exporter.otlp.proto.http.metric_exporter",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+    "opentelemetry.sdk.metrics._internal",
+    "opentelemetry.sdk.metrics._internal.export",
+    "opentelemetry.sdk.trace.export",
+    "opentelemetry.util.re",  # quotes header variables that it can't read
+    "urllib3.connectionpool",
+    "urllib3.util.retry",
+)
+_HURRIED_WAIT_S = 0.2
+_EVENTS = ("_shutdown_event", "_shutdown_in_progress", "_shutdown_is_occuring")
+_RELEASE_MS = 30_000.0
+
+
+class Exports:
+    """Those of one exporter. `what` it exports: `metrics` or `spans`."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._process_id = os.getpid()
+        self._waits: list[_Waits] = []
+        for name in _LOGGERS:
+            logging.getLogger(name).addFilter(_keep_what_is_not_ours)  # a second time it changes nothing
+
+    @property
+    def are_of_this_process(self) -> bool:
+        """False in a forked child, which shares the parent's connections and must leave them alone."""
+        return self._process_id == os.getpid()
+
+    @contextlib.contextmanager
+    def under_way(self) -> Iterator[None]:
+        """What is logged in this thread meanwhile is of these exports."""
+        former = getattr(_here, "exports", None)
+        _here.exports = self
+        try:
+            yield
+        finally:
+            _here.exports = former
+
+    def heard(self, record: logging.LogRecord) -> None:
+        """OpenTelemetry logged something."""
+        if record.levelno >= logging.WARNING and record.name != "opentelemetry.util.re":
+            self.failed(_kind_of(record))
+
+    def failed(self, kind: str) -> None:
+        """Tell that an export did not succeed."""
+        complain(
+            f"exports of {self._what}",
+            "%s are not pushed%s; the next push is tried as usual, and the program is not affected",
+            self._what,
+            f" ({kind})" if kind else "",
+        )
+
+    def take(self, exporter: object) -> None:
+        """Let the pauses between attempts of `exporter` end when it is time, where it has them as OpenTelemetry's."""
+        for owner in (exporter, getattr(exporter, "_client", None)):
+            for name in _EVENTS:
+                if isinstance(getattr(owner, name, None), threading.Event):
+                    waits = _Waits()
+                    setattr(owner, name, waits)
+                    self._waits.append(waits)
+
+    def hurry(self) -> None:
+        """It is the end: whoever waits for another attempt makes it now, and pauses are short from now on."""
+        for waits in self._waits:
+            waits.hurry()
+
+
+class _Waits(threading.Event):
+    """What an exporter waits at between attempts: until its shutdown, for so long at most, or until it is hurried."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._over = threading.Event()
+        self._is_hurried = False
+
+    def hurry(self) -> None:
+        self._is_hurried = True
+        self._over.set()
+
+    def set(self) -> None:
+        super().set()
+        self._over.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if self._is_hurried:
+            return super().wait(_HURRIED_WAIT_S if timeout is None else min(timeout, _HURRIED_WAIT_S))
+        self._over.wait(timeout)
+        return self.is_set()
+
+
+class SpansOut(BatchSpanProcessor):
+    """Batches spans for an exporter of ours."""
+
+    def __init__(self, exporter: SpanExporter) -> None:
+        self._exports = Exports("spans")
+        self._exports.take(exporter)
+        super().__init__(_Spans(exporter, self._exports))
+
+    def end(self, timeout_millis: float = _RELEASE_MS) -> None:
+        """Export what there is and end, in about that time. `shutdown` has no limit but half a minute."""
+        self._exports.hurry()
+        batches: Any = getattr(self, "_batch_processor", None)
+        if batches is None:  # in a version of the SDK that is laid out in another way
+            self.shutdown()
+        else:
+            batches.shutdown(timeout_millis=int(timeout_millis))
+
+
+class _Spans(SpanExporter):
+    """Exports through another exporter, in the process that it belongs to."""
+
+    def __init__(self, exporter: SpanExporter, exports: Exports) -> None:
+        self._exporter = exporter
+        self._exports = exports
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        if not self._exports.are_of_this_process:
+            return SpanExportResult.FAILURE
+        with self._exports.under_way():
+            try:
+                return self._exporter.export(spans)
+            except Exception as error:
+                self._exports.failed(type(error).__qualname__)
+                return SpanExportResult.FAILURE
+
+    def shutdown(self) -> None:
+        with self._exports.under_way():
+            guarded("ending the exporter of spans", self._exporter.shutdown)
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        with self._exports.under_way():
+            return bool(guarded("flushing spans", self._exporter.force_flush, timeout_millis))
+
+
+_here = threading.local()
+
+
+def _keep_what_is_not_ours(record: logging.LogRecord) -> bool:
+    exports: Exports | None = getattr(_here, "exports", None)
+    if exports is None:
+        return True
+    exports.heard(record)
+    return False
+
+
+def _kind_of(record: logging.LogRecord) -> str:
+    """What went wrong, of what is known to hold no text: a class of exceptions, a member of an enum, an HTTP status."""
+    failure = record.exc_info[1] if record.exc_info else None
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    for argument in (failure, *arguments):
+        if isinstance(argument, BaseException):
+            return type(argument).__qualname__
+        if isinstance(argument, Enum):
+            return argument.name
+        if isinstance(argument, int) and 100 <= argument < 600:
+            return f"HTTP status {argument}"
+    return ""

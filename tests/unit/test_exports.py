@@ -1,0 +1,233 @@
+"""Exports of ours: what is logged of them, how they end, and what they keep to themselves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.sdk.metrics.export import MetricsData
+
+from amptalk_otel import Config, _watch
+from amptalk_otel._exports import Exports
+from amptalk_otel._forks import after_fork
+from amptalk_otel._otlp import metric_exporter, span_exporter
+from amptalk_otel._pipeline import Pipeline
+from tests.faults.collectors import OK, answering, read_request
+from tests.faults.trial import Strikes
+from tests.unit.test_pipeline import TIMEOUT_S, count, http_collector, refusing_port
+
+SECRET = "s3cret"
+HOUR_S = 3600.0
+PROTOCOLS = ["http/protobuf", "grpc"]
+
+
+@pytest.fixture
+def everything_logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.DEBUG):
+        yield caplog
+
+
+def pushing(port: int, protocol: str = "http/protobuf", **changes: Any) -> Config:
+    return Config(
+        metrics_exporters=("otlp",),
+        traces_exporters=("otlp",),
+        otlp_protocol=protocol,
+        otlp_endpoint=f"http://user:{SECRET}-password@127.0.0.1:{port}",
+        otlp_headers={"authorization": f"{SECRET}-header"},
+        metric_export_interval_s=HOUR_S,
+        otlp_timeout_s=30.0,
+    ).with_changes(**changes)
+
+
+def make_some(pipeline: Pipeline) -> None:
+    """A value and, where there are spans, a span."""
+    count(pipeline, 1)
+    if pipeline.config.traces_exporters == ("none",):
+        return
+    assert pipeline.tracer_provider is not None
+    pipeline.tracer_provider.get_tracer("test").start_span("one").end()
+
+
+# -- the log -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_collector_that_is_down_costs_one_record_for_each_signal_and_no_text(
+    protocol: str, everything_logged: pytest.LogCaptureFixture
+) -> None:
+    with refusing_port() as port:
+        pipeline = Pipeline(pushing(port, protocol, metric_export_interval_s=0.05, otlp_timeout_s=2.0))
+        for _ in range(2):
+            make_some(pipeline)
+            pipeline.flush(TIMEOUT_S)
+        pipeline.shutdown(TIMEOUT_S)
+    told = [record.getMessage() for record in everything_logged.records if record.levelno >= logging.WARNING]
+    assert sorted(message.split(" (")[0] for message in told) == ["metrics are not pushed", "spans are not pushed"]
+    assert all("Error)" in message or "UNAVAILABLE)" in message for message in told)
+    assert SECRET not in everything_logged.text
+
+
+def test_what_a_collector_answers_is_not_logged_but_its_status_is(
+    everything_logged: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(client: Any) -> None:
+        read_request(client)
+        client.sendall(f"HTTP/1.1 401 {SECRET}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        client.close()
+
+    with answering(refuse, Strikes()) as port:
+        pipeline = Pipeline(pushing(port))
+        count(pipeline, 1)
+        pipeline.shutdown(TIMEOUT_S)
+    assert [record.getMessage() for record in everything_logged.records if record.levelno >= logging.WARNING] == [
+        "metrics are not pushed (HTTP status 401); the next push is tried as usual, and the program is not affected"
+    ]
+    assert SECRET not in everything_logged.text
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("make", [metric_exporter, span_exporter])
+def test_headers_of_the_environment_are_neither_logged_nor_sent(
+    make: Callable[[Config], Any],
+    protocol: str,
+    everything_logged: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"Bearer {SECRET}-bad,x-other={SECRET}-other")
+    exporter = make(pushing(1, protocol, otlp_headers={}))
+    assert SECRET not in everything_logged.text
+    assert SECRET not in str(getattr(exporter, "_headers", ""))
+    exporter.shutdown()
+
+
+def test_only_the_headers_of_the_settings_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"x-other={SECRET}")
+    with http_collector() as collector:
+        endpoint = f"http://127.0.0.1:{collector.port}"
+        config = Config(metrics_exporters=("otlp",), otlp_endpoint=endpoint, otlp_headers={"X-Ours": "1"})
+        pipeline = Pipeline(config)
+        count(pipeline, 1)
+        assert pipeline.shutdown(TIMEOUT_S)
+    (headers,) = collector.headers
+    assert headers["x-ours"] == "1"
+    assert "x-other" not in headers
+
+
+def test_what_the_programs_own_exporters_log_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    Exports("metrics")
+    with refusing_port() as port:
+        own = OTLPMetricExporter(endpoint=f"http://127.0.0.1:{port}/v1/metrics", timeout=0.1)
+        own.export(MetricsData([]))
+        own.shutdown()
+    assert [record.name for record in caplog.records] == ["opentelemetry.exporter.otlp.proto.http.metric_exporter"]
+
+
+# -- the end -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_shutdown_keeps_its_time_with_a_black_hole(protocol: str) -> None:
+    with answering(lambda _client: time.sleep(20), Strikes()) as port:
+        pipeline = Pipeline(pushing(port, protocol))
+        make_some(pipeline)
+        began = time.monotonic()
+        assert pipeline.shutdown(0.5) is False
+        assert time.monotonic() - began < 1.0
+
+
+def test_an_exporter_that_hangs_does_not_cost_the_others_their_last_values(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with answering(lambda _client: time.sleep(20), Strikes()) as port:
+        exporters = ("otlp", "console")
+        pipeline = Pipeline(pushing(port, metrics_exporters=exporters, traces_exporters=exporters))
+        make_some(pipeline)
+        assert pipeline.shutdown(1.0) is False
+    printed = capfd.readouterr().out
+    assert '"name": "things"' in printed
+    assert '"name": "one"' in printed
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_pause_between_attempts_ends_with_the_program(protocol: str) -> None:
+    """A collector that is up again gets the last values, though the exporter would have waited for seconds."""
+    exports, waited = Exports("metrics"), threading.Event()
+    exporter: Any = metric_exporter(pushing(1, protocol))
+    exports.take(exporter)
+    owner = exporter if protocol == "grpc" else getattr(exporter, "_client", exporter)
+    name = "_shutdown_event" if hasattr(owner, "_shutdown_event") else "_shutdown_in_progress"
+    waits = getattr(owner, name)
+    outcome: list[bool] = []
+
+    def wait() -> None:
+        outcome.append(waits.wait(60.0))
+        waited.set()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert not waited.wait(0.05)
+    exports.hurry()
+    assert waited.wait(TIMEOUT_S)
+    assert outcome == [False], "it was told to go on, not to give up"
+    assert waits.wait(60.0) is False, "and waits for a moment only from then on"
+    exporter.shutdown()
+    assert waits.is_set()
+
+
+def test_last_values_arrive_at_a_collector_that_is_up_again() -> None:
+    is_up, refused, paths = threading.Event(), threading.Event(), []
+
+    def answer(client: Any) -> None:
+        while True:
+            paths.append(read_request(client))
+            client.sendall(OK if is_up.is_set() else b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n")
+            refused.set()
+
+    with answering(answer, Strikes()) as port:
+        pipeline = Pipeline(pushing(port, traces_exporters=("none",), metric_export_interval_s=0.05))
+        make_some(pipeline)
+        assert refused.wait(TIMEOUT_S)
+        time.sleep(0.7)  # by now it pauses for more than a second
+        is_up.set()
+        assert pipeline.shutdown(TIMEOUT_S) is True
+    assert len(paths) >= 2
+
+
+# -- forks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_child_has_locks_of_its_own() -> None:
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with _watch._lock:
+            held.set()
+            done.wait(TIMEOUT_S)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(TIMEOUT_S)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        os._exit(7 if _watch._lock.acquire(timeout=5) else 8)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    thread.join(TIMEOUT_S)
+    assert os.waitstatus_to_exitcode(status) == 7
+
+
+def test_where_there_are_no_forks_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "register_at_fork", raising=False)
+    after_fork(lambda: None)
