@@ -12,6 +12,7 @@ from amptalk_otel._instrumentation import (
     instrument_state_manager,
 )
 from amptalk_otel._reading import AgentReading, StateReading, TypeReading
+from amptalk_otel._timesheet import TimeReading
 from amptalk_otel._version import __version__
 from amptalk_otel.adapters import AgentAdapter, register_adapter, unregister_adapter
 from amptalk_otel.config import Config
@@ -25,6 +26,7 @@ __all__ = [
     "Instrumentation",
     "PerformanceMonitor",
     "StateReading",
+    "TimeReading",
     "TypeReading",
     "__version__",
     "get_monitor",

@@ -16,6 +16,9 @@ the inbox, and which were finished, is what their histograms count anyway. The r
 
 so that received = processed + failed + dropped + in flight + queued, whenever it is read.
 
+Time is told in the same way: what was spent in work is the sum of the processing times, and what has passed since the
+message under way was taken. Only out of the ordinary is each turn written down, see `_timesheet` and CAREFULLY.
+
 `_hooks` has these steps written out for a message that goes the usual way; the methods here take all ways.
 """
 
@@ -30,7 +33,9 @@ from typing import TYPE_CHECKING, Any
 
 from amptalk_otel._labels import MAX_DISTINCT, OTHER, count_in, error_type_of, message_of, message_type_of
 from amptalk_otel._payload import payload_size
+from amptalk_otel._peaks import LONG_AGO, NO_PEAKS, SLOT_S, Peaks, highest, moved_on
 from amptalk_otel._recorder import StateOwner
+from amptalk_otel._timesheet import BLOCKED_SENDING, BUSY, IDLE, RETRY_BACKOFF, Spent, Timesheet
 from amptalk_otel._type_recorder import CANCELLED, NEVER, TAKEN, UNREGISTERED, TypeRecorder, in_flight_of, queued_of
 from amptalk_otel._waiting import UNKNOWN_ARRIVAL, Arrival, ByMessage, Waiting
 
@@ -41,7 +46,11 @@ NOTHING = object()
 """In place of a message, where there is none; `None` may lie in an inbox."""
 
 IN_WORK = object()
-"""In place of a message that was taken and is being processed."""
+"""In place of a message that was taken and is being processed, with nothing out of the ordinary going on."""
+
+CAREFULLY = object()
+"""In place of a message, while several are in work, one of them is retried, or a send waits: no step goes the usual
+way, as each may be a turn for the time sheet. `also_in_work` tells how many are in work."""
 
 TaskReference = Callable[[], "asyncio.Task[Any] | None"]
 """A weak reference: a task that nobody else holds keeps its agent alive."""
@@ -52,6 +61,7 @@ def nobody() -> None:
 
 
 _NO_TYPE = TypeRecorder("")
+_NO_SENDS: dict[int | None, int] = {}  # not to be written to
 
 
 class Flight:
@@ -77,7 +87,7 @@ class Flight:
 class Retrying:
     """A message in work of which an attempt failed."""
 
-    __slots__ = ("attempting", "errors", "made", "record", "retry_count")
+    __slots__ = ("attempting", "backs_off", "errors", "made", "record", "retry_count")
 
     def __init__(self, record: TypeRecorder, retry_count: int | None) -> None:
         self.record = record
@@ -85,6 +95,7 @@ class Retrying:
         self.errors: list[str] = []  # error.type of each failed attempt
         self.made = 0  # retries counted
         self.attempting = False
+        self.backs_off = False  # waits for the next attempt
 
 
 class AgentRecorder(StateOwner):
@@ -113,10 +124,15 @@ class AgentRecorder(StateOwner):
         "next_taken_by",
         "next_waited_s",
         "orchestrator_name",
+        "peak",
+        "peak_ends_at",
+        "peaks",
         "records",
         "retrying",
+        "sending",
         "started_at",
         "tells_waits_late",
+        "times",
         "unstarted",
         "waiting",
     )
@@ -146,6 +162,9 @@ class AgentRecorder(StateOwner):
         self.last_read: tuple[Any, ...] = ()  # for the readers: what they saw last, so as to know what has changed
         self.disagreed: tuple[Any, ...] = ()  # and when the inbox's length did not agree with it, the two
         self.waiting: Waiting = ByMessage()
+        self.peak = 0  # the highest length of the inbox in the slot under way, at which a message left
+        self.peak_ends_at = LONG_AGO  # when that slot is over
+        self.peaks: Peaks = NO_PEAKS  # in those before
         # The message taken last, until it is begun: nearly always the one that is begun next; then IN_WORK until it
         # is finished. An agent that works on one message at a time needs no more than this.
         self.next_message: Any = NOTHING
@@ -156,7 +175,10 @@ class AgentRecorder(StateOwner):
         self.next_waited_s: float | None = None
         self.tells_waits_late = False  # for traces: observers are told with the context in which a message is begun
         self.unstarted: dict[int, Flight] = {}  # those taken before it and not begun, by id of the message
-        self.also_in_work = 0  # besides the one that `next_message` stands for
+        self.also_in_work = 0  # besides the one that IN_WORK stands for
+        self.times = Timesheet()
+        # How many sends wait for room, by id of the message that they are made for; None: for none in particular.
+        self.sending: dict[int | None, int] = _NO_SENDS
         self.retrying: dict[int, Retrying] = {}  # those in work that failed once, by id of the message
         self._by_name: dict[str, TypeRecorder] = {}
         self._size_sample_every = size_sample_every
@@ -188,6 +210,7 @@ class AgentRecorder(StateOwner):
         """`item` was taken out of the inbox; `own_loop` tells whether by the agent's loop, to be processed."""
         now = self.clock()
         message = message_of(item)
+        self.was_as_long_as(len(self.waiting), now)
         record, arrived_at, sent_in = self.waiting.recall(message) or self._came_past_us(message)
         waited_s = now - arrived_at if arrived_at else None
         with self._at_once():
@@ -222,12 +245,14 @@ class AgentRecorder(StateOwner):
                     arrival[0].unwaited += 1
 
     def _take(self, message: Any, flight: Flight) -> None:
-        if self.next_message is IN_WORK:
-            self.also_in_work += 1
-        elif self.next_message is not NOTHING:
+        is_at_work = self.next_message is IN_WORK or self.next_message is CAREFULLY
+        if not is_at_work and self.next_message is not NOTHING:
             self._set_aside_next()
         if id(message) in self.unstarted:  # of one that is gone: this message has its address
             self._give_up(id(message))
+        if is_at_work:
+            self.unstarted[id(message)] = flight
+            return
         self.next_message = message
         self.next_record, self.next_taken_at, self.next_taken_by = flight.record, flight.taken_at, flight.taken_by
         self.next_sent_in, self.next_waited_s = flight.sent_in, flight.waited_s
@@ -251,8 +276,12 @@ class AgentRecorder(StateOwner):
         elif key in self.unstarted:
             flight = self.unstarted[key]
             self._give_up_lost(flight)
-            del self.unstarted[key]
-            self.also_in_work += 1
+            with self._at_once():
+                del self.unstarted[key]
+                now = self.clock()
+                self._go_carefully(now)
+                self.also_in_work += 1
+                self._turn(now)
         else:
             return None
         return flight
@@ -286,8 +315,9 @@ class AgentRecorder(StateOwner):
 
     def processed(self, record: TypeRecorder, taken_at: float, message: Any, context: Any = None) -> float:
         """`message` was processed without an error, in the `context` of its trace. Returns for how many seconds."""
-        seconds = self.observe_work(record, taken_at, context)
-        self._end(message)
+        with self._at_once():
+            seconds = self.observe_work(record, taken_at, context)
+            self._end(message, seconds)
         return seconds
 
     def failed(
@@ -301,10 +331,13 @@ class AgentRecorder(StateOwner):
             if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
                 count_in(record, "dropped", CANCELLED)
                 seconds = self.clock() - taken_at
+                if self.next_message is IN_WORK:
+                    self.times.add(BUSY, seconds)
+                self._end(message, 0.0)
             else:
                 count_in(record, "failed", error_type_of(error))
                 seconds = self.observe_work(record, taken_at, context)
-        self._end(message)
+                self._end(message, seconds)
         return seconds
 
     def observe_work(self, record: TypeRecorder, taken_at: float, context: Any) -> float:
@@ -319,13 +352,94 @@ class AgentRecorder(StateOwner):
         for observer in self.observers:
             observer.worked(record.message_type, seconds, context)
 
-    def _end(self, message: Any) -> None:
-        if self.next_message is IN_WORK:  # it, or another one: only their number counts
-            self.next_message = NOTHING
-        else:
-            self.also_in_work -= 1
+    def _end(self, message: Any, observed_s: float) -> None:
+        """`message` is finished, with so much more in the processing times."""
         if self.retrying:
             self.end_retries(message)
+        if self.next_message is CAREFULLY:
+            self.also_in_work -= 1  # only their number counts
+            self.times.recounted_s += observed_s
+            self._turn(self.clock())
+        else:
+            self.next_message = NOTHING
+
+    # -- time ----------------------------------------------------------------------------------------
+
+    def _go_carefully(self, now: float) -> None:
+        """Something out of the ordinary begins: write down each turn of the agent's time until it is over."""
+        if self.next_message is CAREFULLY:
+            return
+        times = self.times
+        if self.next_message is IN_WORK:
+            self.also_in_work = 1
+            times.state, times.since = BUSY, self.next_taken_at
+        else:
+            if self.next_message is not NOTHING:
+                self._set_aside_next()
+            times.state, times.since = IDLE, now
+        self.next_message = CAREFULLY
+
+    def _turn(self, now: float) -> None:
+        """What the agent is at may have changed."""
+        if self.next_message is not CAREFULLY:
+            return
+        self.times.turn(now, self._state())
+        if self.also_in_work <= 0 and not self.sending:
+            self.also_in_work = 0
+            self.next_message = NOTHING
+
+    def _state(self) -> int:
+        halted = {key for key, retrying in self.retrying.items() if retrying.backs_off}
+        halted.update(key for key in self.sending if key is not None)
+        if self.also_in_work > len(halted):
+            return BUSY
+        if self.sending:
+            return BLOCKED_SENDING
+        return RETRY_BACKOFF if halted else IDLE
+
+    def send_waits(self, message_id: int | None) -> None:
+        """A send has to wait, made for the message in work of this id; None: for none in particular."""
+        with self._at_once():
+            now = self.clock()
+            self._go_carefully(now)
+            if self.sending is _NO_SENDS:
+                self.sending = {}
+            self.sending[message_id] = self.sending.get(message_id, 0) + 1
+            self._turn(now)
+
+    def send_goes_on(self, message_id: int | None) -> None:
+        """A send that had to wait came to its end."""
+        with self._at_once():
+            waiting = self.sending.get(message_id, 0) - 1
+            if waiting > 0:
+                self.sending[message_id] = waiting
+            else:
+                self.sending.pop(message_id, None)
+            self._turn(self.clock())
+
+    def spent_until(self, now: float) -> Spent:
+        """Seconds busy, in back-off, and blocked; `read_types` sees to it that nothing moves meanwhile."""
+        worked_s = sum([record.process.sum for record in self.records])
+        next_message = self.next_message
+        if next_message is IN_WORK:
+            worked_s += max(0.0, now - self.next_taken_at)
+        return self.times.spent_until(now, worked_s, as_told=next_message is CAREFULLY)
+
+    def was_as_long_as(self, length: int, now: float) -> None:
+        """The inbox had `length` messages until now, when one leaves."""
+        if now >= self.peak_ends_at:
+            self.begin_peak(now)
+        self.peak = max(self.peak, length)
+
+    def begin_peak(self, now: float) -> None:
+        """The slot of the highest length is over."""
+        with self._at_once():
+            self.peaks = peaks = moved_on(self.peaks, self.peak, now)
+            self.peak, self.peak_ends_at = 0, (peaks[0] + 1) * SLOT_S
+
+    def peak_until(self, now: float) -> int:
+        """The highest length at which a message left the inbox in the last minute."""
+        return highest(self.peaks, self.peak, now)
 
     # -- attempts ------------------------------------------------------------------------------------
 
@@ -335,6 +449,11 @@ class AgentRecorder(StateOwner):
         if retrying is None:
             retrying = self.retrying[id(message)] = Retrying(record, _retry_count(message))
         retrying.errors.append(error_type_of(error))
+        with self._at_once():
+            now = self.clock()
+            self._go_carefully(now)
+            retrying.backs_off = True
+            self._turn(now)
 
     def retry(self, message: Any) -> Retrying | None:
         """One more attempt at `message`; None where none failed so far, and for an attempt within an attempt."""
@@ -343,6 +462,9 @@ class AgentRecorder(StateOwner):
             return None
         self._count_retry(retrying)
         retrying.attempting = True
+        with self._at_once():
+            retrying.backs_off = False
+            self._turn(self.clock())
         return retrying
 
     def _count_retry(self, retrying: Retrying) -> None:
@@ -376,7 +498,7 @@ class AgentRecorder(StateOwner):
         """From now on messages are traced, and `sized` is told whose payload was measured; None: not any more."""
         if self.tells_waits_late:
             flights = list(self.unstarted.values())
-            if self.next_message is not NOTHING and self.next_message is not IN_WORK:
+            if not any(self.next_message is other for other in (NOTHING, IN_WORK, CAREFULLY)):
                 flights.append(self._next_flight())
             for flight in flights:
                 if flight.waited_s is not None:
@@ -413,6 +535,8 @@ class AgentRecorder(StateOwner):
                     mine.lost += in_flight
             for state in other.states:
                 self.state_recorder(state.storage).absorb(state)
+            now = other.clock()
+            self.times.absorb(other.times.read_as_it_is(now, other.spent_until(now)))
 
     # -- life ----------------------------------------------------------------------------------------
 
@@ -423,13 +547,15 @@ class AgentRecorder(StateOwner):
     def let_go(self) -> None:
         """The agent is no longer watched: what still waits in its inbox is dropped as `unregistered`."""
         self._drop_waiting(UNREGISTERED)
-        self.departed_at = self.clock()
+        self.departed_at = now = self.clock()
+        self.times.stop(now, self.spent_until(now))
 
     def inbox_replaced(self) -> None:
         """The agent was given another inbox: what still waits in the former one is dropped as `taken`."""
         self._drop_waiting(TAKEN)
 
     def _drop_waiting(self, reason: str) -> None:
+        self.was_as_long_as(len(self.waiting), self.clock())
         with self._at_once():
             for record in list(self.records):
                 waiting = queued_of(record)

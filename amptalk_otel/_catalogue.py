@@ -163,6 +163,18 @@ class ByTypeAnd:
         ]
 
 
+class ByState:
+    """Reads seconds per state of the agent; all states, also those that it never was in: they add up to its uptime."""
+
+    attribute = "state"
+
+    def __init__(self, values_of: Callable[[AgentReading], Mapping[str, float]]) -> None:
+        self.values_of: Callable[[AgentReading], Mapping[str, float]] = values_of
+
+    def __call__(self, agent: AgentReading) -> Sequence[Sample]:
+        return [({self.attribute: state}, seconds) for state, seconds in self.values_of(agent).items()]
+
+
 def _distribution(read: Callable[[TypeReading], Distribution]) -> ByType:
     def of_type(reading: TypeReading) -> Distribution | None:
         distribution = read(reading)
@@ -263,9 +275,19 @@ CATALOGUE: tuple[Metric, ...] = (
         Owner.AGENT, One(lambda agent: agent.uptime_s),
     ),
     Metric(
+        "amptalk.agent.time", Kind.COUNTER, "s",
+        "Time that the agent was running, by what it was at: idle, busy, retry_backoff or blocked_sending.",
+        Owner.AGENT, ByState(lambda agent: agent.time.by_state), ("state",),
+    ),
+    Metric(
         "amptalk.agent.queue.size", Kind.UP_DOWN_COUNTER, "{message}",
         "Messages waiting in the agent's inbox.",
         Owner.AGENT, One(lambda agent: agent.queue_size),
+    ),
+    Metric(
+        "amptalk.agent.queue.peak", Kind.GAUGE, "{message}",
+        "Highest number of messages waiting in the agent's inbox in the last minute (60 to 65 s).",
+        Owner.AGENT, One(lambda agent: agent.queue_peak),
     ),
     Metric(
         "amptalk.agent.queue.oldest_age", Kind.GAUGE, "s",

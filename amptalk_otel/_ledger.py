@@ -99,7 +99,7 @@ class Ledger:
 
 
 class Kept:
-    """What agents counted that left, as one that is stopped and has no inbox."""
+    """What agents counted that left, as one that is stopped and has no inbox. Its time does not go on."""
 
     def __init__(self, recorder: AgentRecorder) -> None:
         self.recorder = recorder
@@ -121,10 +121,11 @@ class Kept:
     def read(self) -> AgentReading:
         """All of it at this moment."""
         with self._lock:
-            types, queue_size = read_types(self.recorder, lambda: None)
+            types, queue_size, moment = read_types(self.recorder, lambda: None)
             states = tuple(map(read_state, self.recorder.states))
         agent_id, agent_name, orchestrator_name = self.identity
         return AgentReading(
             agent_id, agent_name, orchestrator_name, running=False, uptime_s=0.0, queue_size=queue_size,
             oldest_age_s=None, types=types, states=states, recorder_id=self.recorder_id,
+            time=self.recorder.times.read_as_it_is(moment.now, moment.spent),
         )  # fmt: skip

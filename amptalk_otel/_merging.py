@@ -1,7 +1,8 @@
 """Readings of the same attributes, added up: several agents, state managers or operations may be one series.
 
 Each consumer of metrics would keep one of two points and drop the other. Counters, up-down counters and histograms
-are added, as OpenTelemetry's SDK does with observations of one attribute set; a gauge has the highest value.
+are added, as OpenTelemetry's SDK does with observations of one attribute set; a gauge has the highest value. Peaks of
+inboxes were at different moments: their sum would be a length that there never was.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 
 from amptalk_otel._buckets import Distribution
 from amptalk_otel._reading import AgentReading, StateReading
+from amptalk_otel._timesheet import TimeReading
 
 ReadingT = TypeVar("ReadingT")
 
@@ -48,6 +50,7 @@ def add_agents(one: AgentReading, other: AgentReading) -> AgentReading:
         together,
         uptime_s=max(one.uptime_s, other.uptime_s),
         oldest_age_s=max(ages, default=None),
+        queue_peak=max(one.queue_peak, other.queue_peak),
         types=joined(one.types + other.types, _TYPE),
         states=joined(one.states + other.states, _STORAGE),
         recorder_id=hash((one.recorder_id, other.recorder_id)),
@@ -78,4 +81,4 @@ def _added(one: Any, other: Any) -> Any:
         return other if one is None else one
     if isinstance(one, dict):
         return {**one, **{key: _added(one.get(key), value) for key, value in other.items()}}
-    return one + other if isinstance(one, (int, float, Distribution)) else one
+    return one + other if isinstance(one, (int, float, Distribution, TimeReading)) else one

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-from amptalk_otel._agent_recorder import AgentRecorder
+from amptalk_otel._agent_recorder import NOTHING, AgentRecorder
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, Distribution
 from amptalk_otel._labels import NO_COUNTS
 from amptalk_otel._recorder import OperationKey, OperationRecorder, OrchestratorRecorder, StateRecorder
+from amptalk_otel._timesheet import Spent, TimeReading
 from amptalk_otel._type_recorder import CANCELLED, TAKEN, UNREGISTERED, TypeRecorder
 
 _TRIES = 50
@@ -73,6 +74,10 @@ class AgentReading:
     types: tuple[TypeReading, ...]
     states: tuple[StateReading, ...] = field(default=())
     recorder_id: int = field(default=0, repr=False, compare=False)  # the same in two readings of one agent
+    queue_peak: int = 0
+    """The highest length of the inbox in the last minute."""
+    time: TimeReading = field(default=TimeReading())
+    """Where the time went since the agent is watched."""
 
     @property
     def received(self) -> int:
@@ -145,7 +150,17 @@ def _merged(distributions: Iterable[Distribution], bounds: tuple[float, ...]) ->
     return sum(distributions, Distribution.empty(bounds))
 
 
-def read_types(recorder: AgentRecorder, queue_size: Callable[[], int | None]) -> tuple[tuple[TypeReading, ...], int]:
+class Moment(NamedTuple):
+    """When a recorder was read, and what belongs to no message type."""
+
+    now: float
+    spent: Spent
+    peak: int
+
+
+def read_types(
+    recorder: AgentRecorder, queue_size: Callable[[], int | None]
+) -> tuple[tuple[TypeReading, ...], int, Moment]:
     """Every type's counts and the inbox's length, all of the same moment.
 
     The writer is not stopped: counts are copied, and taken when no message came, left or ended before the
@@ -157,19 +172,37 @@ def read_types(recorder: AgentRecorder, queue_size: Callable[[], int | None]) ->
 
     Costs about 5 microseconds for each type.
     """
+    was_between = False
     for index in range(_TRIES + _LONG_TRIES):
         changes = recorder.changes
-        types, length = _read(recorder), queue_size()
+        types, moment, length = _read(recorder), _moment(recorder), queue_size()
         if _stood_still(recorder, types, changes):
             queued = sum([reading.queued for reading in types])
             if length is None or length == queued:
-                return types, queued
+                if was_between or not _is_between(recorder, types):
+                    return types, queued, moment
+                was_between = True
         if index == _TRIES and recorder.disagreed == (recorder.last_read, length):
             break
         time.sleep(_PAUSE_S if index < _TRIES else _LONG_PAUSE_S)
-    types, length = _read(recorder), queue_size()
+    types, moment, length = _read(recorder), _moment(recorder), queue_size()
     recorder.disagreed = recorder.last_read, length
-    return types, length if length is not None else 0
+    return types, length if length is not None else 0, moment
+
+
+def _moment(recorder: AgentRecorder) -> Moment:
+    now = recorder.clock()
+    return Moment(now, recorder.spent_until(now), recorder.peak_until(now))
+
+
+def _is_between(recorder: AgentRecorder, types: tuple[TypeReading, ...]) -> bool:
+    """Whether a message ends just now: it is not in work any more, and its time is not yet counted.
+
+    That lasts for less than a microsecond. Who sees it again after a pause sees something else.
+    """
+    if recorder.next_message is not NOTHING or recorder.unstarted:
+        return False
+    return any(reading.in_flight for reading in types)
 
 
 _Stamp = tuple[Any, ...]

@@ -17,6 +17,7 @@ from amptalk_otel._agents_to_read import AgentsToRead
 from amptalk_otel._catalogue import (
     CATALOGUE,
     Attributes,
+    ByState,
     ByType,
     ByTypeAnd,
     One,
@@ -77,6 +78,7 @@ class Renderer:
         self.columns = [Column(metric, families[metric.name]) for metric in CATALOGUE if metric.name in families]
         mine = [column for column in self.columns if column.metric.owner is Owner.AGENT]
         self._by_agent = [column for column in mine if isinstance(column.metric.read, One)]
+        self._by_state = [column for column in mine if isinstance(column.metric.read, ByState)]
         typed = [column for column in mine if isinstance(column.metric.read, ByType)]
         self._by_type = [column for column in typed if not column.is_histogram]
         self._histograms = [column for column in typed if column.is_histogram]
@@ -108,9 +110,9 @@ class Renderer:
         former, self._agents = self._agents, {}
         states: _States = []
         for labelled in (True, False):
-            by_agent, by_type, by_more, histograms = (
+            by_agent, by_state, by_type, by_more, histograms = (
                 self._groups(columns, labelled=labelled)
-                for columns in (self._by_agent, self._by_type, self._by_more, self._histograms)
+                for columns in (self._by_agent, self._by_state, self._by_type, self._by_more, self._histograms)
             )
             shapes = [shape for shape, _rows in (*by_type, *by_more)]
             counts = [parts for _shape, rows in (*by_type, *by_more) for _read, parts, _write in rows]
@@ -119,6 +121,7 @@ class Renderer:
                 key = (agent.agent_id, agent.agent_name, agent.orchestrator_name, agent.recorder_id)
                 known = self._agents[key] = former.get(key) or _Agent()
                 self._write_own(known, agent, by_agent)
+                self._write_states(known, agent, by_state)
                 stamps = tuple([reading.stamp or reading for reading in agent.types])
                 if known.is_up_to_date(stamps, shapes):
                     _write_again(known, counts)
@@ -152,6 +155,17 @@ class Renderer:
                 if value is not None:
                     parts.append(write(labels, value))
 
+    def _write_states(self, known: _Agent, agent: AgentReading, groups: _Groups) -> None:
+        for shape, rows in groups:
+            series = known.labels[shape]
+            for read, parts, write in rows:
+                for state, seconds in read.values_of(agent).items():
+                    labels = series.get((state,))
+                    if labels is None:
+                        labels = self._label(known, agent, shape, {read.attribute: state})
+                        labels = series[state,] = (labels[0], "", "")  # these have no buckets
+                    parts.append(write(labels, seconds))
+
     def _write_typed(self, known: _Agent, agent: AgentReading, groups: _Groups) -> None:
         for shape, rows in groups:
             series = known.labels[shape]
@@ -184,7 +198,7 @@ class Renderer:
         return labels
 
     def _flush(self, breathe: Callable[[], None]) -> None:
-        for column in (*self._by_agent, *self._by_type, *self._by_more, *self._histograms):
+        for column in (*self._by_agent, *self._by_state, *self._by_type, *self._by_more, *self._histograms):
             column.flush(breathe)
 
     # -- all others ----------------------------------------------------------------------------------

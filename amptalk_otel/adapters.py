@@ -44,6 +44,12 @@ class AgentAdapter:
     start: str | None = None
     """The coroutine method that starts the agent."""
 
+    stop: str | None = None
+    """The coroutine method that stops the agent.
+
+    `amptalk.agent.time` counts from the call of `start` to the end of `stop`. Without these, readings tell: from the
+    moment that the agent says (`started_at`), or else the first that sees it running, to the last that does."""
+
     loop: str | None = None
     """The method that takes messages from the inbox, for agents whose loop runs inside somebody else's task
     (`await agent.run()`). A task of its own (`create_task(agent.run())`) is recognised without.
@@ -111,6 +117,7 @@ class FrameworkAdapter(AgentAdapter):
     judge: str | None = "_is_recoverable_error"
     send: str | None = "send_message"
     start: str | None = "start"
+    stop: str | None = "stop"
 
     def matches(self, agent: Any) -> bool:
         return _has(agent, "agent_id", "name", "input_queue", "process_message")
@@ -190,7 +197,7 @@ class _Careful(AgentAdapter):
     def __init__(self, adapter: AgentAdapter) -> None:
         self.adapter = adapter
         self.kind = type(adapter).__qualname__
-        for role in ("process", "attempt", "judge", "send", "start", "loop"):
+        for role in ("process", "attempt", "judge", "send", "start", "stop", "loop"):
             setattr(self, role, getattr(adapter, role, None))
 
     def _ask(self, question: str, *about: Any) -> Any:
@@ -260,7 +267,7 @@ class _Careful(AgentAdapter):
 
 
 def method_of(adapter: AgentAdapter, agent: Any, role: str) -> str | None:
-    """The name of the method that plays `role` (`process`, `attempt`, `send`, `start`) on this agent; None without."""
+    """The name of the method that plays `role` (`process`, `attempt`, `send`, …) on this agent; None without."""
     if isinstance(adapter, _Careful):
         return adapter.method(agent, role)
     name = getattr(adapter, role)

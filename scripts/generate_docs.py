@@ -291,6 +291,55 @@ These messages reached no inbox, so they are in nobody's balance. They count for
 | `expired` | the message had made more hops than its time to live allows |
 | `error` | sending raised an exception, or reported failure for another reason |
 
+## Where did the time go?
+
+`amptalk.agent.time` is a counter for each of four states. An agent is in one of them at each moment that it runs, so they
+add up to its uptime, over all its runs, and utilisation is a rate:
+
+| `state` | the agent is in it while |
+|---|---|
+| `busy` | any of its messages is being worked on, from being taken to its end; several at once count once |
+| `blocked_sending` | else, a `send_message` waits: for room in the receiver's inbox, or for the transport |
+| `retry_backoff` | else, a message waits for its next attempt |
+| `idle` | else |
+
+- What is under way counts up to the moment of the scrape: a call of ten minutes is busy while it lasts. All four are of
+  one moment, and none ever falls, over stops and starts, cancellations, or an agent that is unregistered and comes back.
+- An agent that ran before it was instrumented counts from then, though its uptime is longer: what it did before, nobody
+  knows. A run lasts from the call of `start` until `stop` has returned. For agents whose adapter names neither, it lasts from
+  the first scrape that sees the agent running, or the start that it tells, to the last that does.
+- A send counts as blocked from its first real suspension; one that never has to wait costs nothing and counts nowhere. A
+  send in a task of its own (`asyncio.gather`, and `asyncio.wait_for` up to Python 3.11) can't be told to belong to
+  the message that waits for it: that message is busy. So is one that awaits anything but a send.
+- An attempt that a registered error handler makes instead of the agent can't be told from the wait before it: it counts as
+  back-off.
+- A message that the agent takes and begins only later counts as busy from being taken, as in
+  `amptalk.agent.message.process.duration`; a scrape in between can't know and says idle, which later ones make good.
+
+Utilisation, and where an agent loses its time:
+
+```promql
+sum by (agent_name) (rate(amptalk_agent_time_seconds_total{{state="busy"}}[5m]))
+  / sum by (agent_name) (rate(amptalk_agent_time_seconds_total[5m]))
+topk(5, sum by (agent_name, state) (rate(amptalk_agent_time_seconds_total{{state!~"idle|busy"}}[5m])))
+```
+
+Saturation: agents that are hardly ever idle, and whose inbox does not get empty:
+
+```promql
+sum by (agent_id) (rate(amptalk_agent_time_seconds_total{{state="idle"}}[5m]))
+  / sum by (agent_id) (rate(amptalk_agent_time_seconds_total[5m])) < 0.1
+  and on (agent_id) min_over_time(amptalk_agent_queue_size[5m]) > 0
+```
+
+Bursts that a scrape of `amptalk.agent.queue.size` misses show in `amptalk.agent.queue.peak`. It is kept in slots of five
+seconds: a reading has the highest length of the last 60 to 65 seconds, however many readers there are and whenever they
+read. So at any scrape interval up to a minute none is lost:
+
+```promql
+max by (agent_name) (max_over_time(amptalk_agent_queue_peak[1h]))
+```
+
 ## Questions to ask
 
 Messages per second, by agent:

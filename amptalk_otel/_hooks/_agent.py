@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
+from types import CoroutineType
 from typing import Any
 
 from amptalk_otel._agent_recorder import AgentRecorder
@@ -15,6 +16,7 @@ from amptalk_otel._hooks._outbox import Outbox, Router
 from amptalk_otel._hooks._processing import Processing
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._labels import clean
+from amptalk_otel._hooks._steps import rest_of
 from amptalk_otel._patch import Patches, covering_one_argument
 from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, read_state, read_types
 from amptalk_otel._tracing._agent import AgentTracing
@@ -64,10 +66,13 @@ class AgentHook:
         self._outbox = Outbox(recorder, outbox, adapter.target, router) if outbox is not None else None
         self._adopt_state_manager()
         recorder.started_at = self._started_at(agent)
+        now = recorder.clock()
+        begin = recorder.times.watch if recorder.started_at is None else recorder.times.run
+        begin(now, recorder.spent_until(now))
 
     def _cover(self, agent: Any) -> None:
-        process, attempt, send, start = (
-            method_of(self._adapter, agent, role) for role in ("process", "attempt", "send", "start")
+        process, attempt, send, start, stop = (
+            method_of(self._adapter, agent, role) for role in ("process", "attempt", "send", "start", "stop")
         )
         if process is None:
             process, attempt = attempt, None  # no retries: what would be an attempt is all there is
@@ -75,6 +80,7 @@ class AgentHook:
         for attribute, cover in (
             (send, covering_one_argument(self._cover_send)),
             (start, self._cover_start),
+            (stop, self._cover_stop),
         ):
             if attribute is not None and hasattr(agent, attribute):
                 self._patches.wrap(agent, attribute, cover)
@@ -98,7 +104,16 @@ class AgentHook:
         async def send_watched(message: Any) -> Any:
             try:
                 tracing = hook._tracing
-                delivered = await (send(message) if tracing is None else hook._send_traced(tracing, send, message))
+                steps = send(message) if tracing is None else hook._send_traced(tracing, send, message)
+                if type(steps) is CoroutineType:
+                    try:
+                        awaited = steps.send(None)
+                    except StopIteration as end:  # it did not have to wait, as nearly always
+                        delivered = end.value
+                    else:
+                        delivered = await hook._wait_for_room(steps, awaited)
+                else:
+                    delivered = await steps
             except Exception:
                 if patches.active:
                     guarded("counting a failed send", recorder.undeliverable, message, "error")
@@ -113,6 +128,15 @@ class AgentHook:
             return delivered
 
         return send_watched
+
+    async def _wait_for_room(self, steps: CoroutineType[Any, Any, Any], awaited: Any) -> Any:
+        """The rest of a send that has to wait: the agent is blocked, unless it works on something else meanwhile."""
+        message_id = guarded("looking for who sends", self._processing.message_in_handler)
+        guarded("beginning to wait for a send", self.recorder.send_waits, message_id)
+        try:
+            return await rest_of(steps, awaited)
+        finally:
+            guarded("going on after a send", self.recorder.send_goes_on, message_id)
 
     async def _send_traced(self, tracing: AgentTracing, send: Callable[..., Any], message: Any) -> Any:
         return await in_span(
@@ -143,6 +167,32 @@ class AgentHook:
 
         return start_watched
 
+    def _cover_stop(self, stop: Callable[..., Any]) -> Callable[..., Any]:
+        async def stop_watched(*args: Any, **kwargs: Any) -> Any:
+            was_running = guarded("looking at a stopping agent", self._before_stop)
+            try:
+                return await stop(*args, **kwargs)
+            finally:
+                if was_running:
+                    guarded("looking at a stopped agent", self._after_stop)
+
+        return stop_watched
+
+    def _before_stop(self) -> bool:
+        """Returns whether the agent runs. Its run lasts until `stop` returns: meanwhile it saves its state."""
+        agent = self.agent_ref()
+        was_running = agent is not None and self._patches.active and self._adapter.is_running(agent)
+        if was_running:
+            self.recorder.times.is_ending = True
+        return was_running
+
+    def _after_stop(self) -> None:
+        agent, recorder = self.agent_ref(), self.recorder
+        recorder.times.is_ending = False
+        if agent is not None and self._patches.active and not self._adapter.is_running(agent):
+            now = recorder.clock()
+            recorder.times.stop(now, recorder.spent_until(now))
+
     def _await_state_manager(self, agent: Any) -> None:
         """The agent loads its state while it starts, right after it made the manager."""
         is_wanted = getattr(agent, "state_persistence_enabled", True) and hasattr(agent, "_initialize_state_manager")
@@ -164,7 +214,8 @@ class AgentHook:
             return
         if self._tracing is not None:
             self._tracing.starts()
-        self.recorder.started_at = self.recorder.clock()
+        self.recorder.started_at = now = self.recorder.clock()
+        self.recorder.times.run(now, self.recorder.spent_until(now))
         self._await_state_manager(agent)
         queue = self._adapter.inbox(agent)
         if not self._inbox.is_for(queue):
@@ -247,19 +298,24 @@ class AgentHook:
         """The agent at this moment; callable from any thread."""
         agent = self.agent_ref()
         departed = agent is None or self.recorder.departed_at is not None
-        types, queue_size = read_types(self.recorder, self._queue_size)
+        types, queue_size, moment = read_types(self.recorder, self._queue_size)
         running = not departed and self._adapter.is_running(agent)
+        uptime_s = self._uptime_s(moment.now) if running else 0.0
         return AgentReading(
             agent_id=self.recorder.agent_id,
             agent_name=self.recorder.agent_name,
             orchestrator_name=self.recorder.orchestrator_name,
             running=running,
-            uptime_s=self._uptime_s() if running else 0.0,
+            uptime_s=uptime_s,
             queue_size=queue_size,
             oldest_age_s=None if departed else oldest_age_s(self.recorder),
             types=types,
             states=self._read_states(departed=departed),
             recorder_id=id(self.recorder),
+            queue_peak=max(queue_size, moment.peak),
+            time=self.recorder.times.read(
+                moment.now, moment.spent, is_running=running, started_at=self.recorder.started_at
+            ),
         )
 
     def _queue_size(self) -> int | None:
@@ -275,11 +331,11 @@ class AgentHook:
             for recorder in self.recorder.states.copy()
         )
 
-    def _uptime_s(self) -> float:
+    def _uptime_s(self, now: float) -> float:
         if self.recorder.started_at is None:  # started unseen
             self.recorder.started_at = self._started_at(self.agent_ref())
         started_at = self.recorder.started_at
-        return max(0.0, self.recorder.clock() - started_at) if started_at is not None else 0.0
+        return max(0.0, now - started_at) if started_at is not None else 0.0
 
     def let_go(self) -> None:
         """The agent was unregistered: take the wrappers off and account for what it leaves behind."""

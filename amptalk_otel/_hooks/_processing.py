@@ -83,6 +83,11 @@ class Processing:
         """Whether the caller works on one of the agent's messages."""
         return self._wrapper_among_callers() is not None
 
+    def message_in_handler(self) -> int | None:
+        """The id of the message in work that the caller works on; None where that is none."""
+        frame = self._wrapper_among_callers()
+        return None if frame is None or frame.f_locals.get("record") is None else id(_message_in(frame))
+
     # -- processing ----------------------------------------------------------------------------------
 
     def _cover_processing(self, process: Callable[..., Any]) -> Callable[..., Any]:

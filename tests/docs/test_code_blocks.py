@@ -79,7 +79,8 @@ LOGGING_INSTRUMENTATION = "logging"  # installed for another test; starts a thre
 FORMER_METRICS = {"process_cpu_usage_percent", "system_cpu_usage_percent", "system_memory_usage_percent"}
 COLLECTOR_METRICS = {"process_cpu_utilization_ratio"}  # as the Collector's own page has it
 PROMQL_WORDS = {
-    "__name__", "and", "bool", "by", "deriv", "histogram_quantile", "increase", "instance", "job", "le", "max", "min",
+    "__name__", "and", "bool", "by", "deriv", "histogram_quantile", "increase", "instance", "job", "le", "max",
+    "max_over_time", "min", "min_over_time",
     "on", "or", "rate", "sum", "topk", "unless", "without",
 }  # fmt: skip
 SHOWN = {  # what the Python of a page prints, among other things

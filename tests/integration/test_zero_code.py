@@ -105,7 +105,7 @@ asyncio.run(main())
 '''
 EXPLICIT = "from amptalk_otel import instrument_orchestrator; handle_ = instrument_orchestrator(orchestrator)"
 SHUTDOWN = "assert await asyncio.to_thread(handle_.shutdown) is True"
-VARYING = ("uptime", "oldest_age", "size_bytes_sum")  # and machine, process, sums and time buckets
+VARYING = ("uptime", "agent_time", "oldest_age", "size_bytes_sum")  # and machine, process, sums and time buckets
 
 
 @dataclass(frozen=True)

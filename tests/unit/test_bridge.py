@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -101,12 +102,14 @@ async def test_the_numbers_of_every_agent_metric_are_right() -> None:
     with instrument(orchestrator, provider):
         await busy(orchestrator)
         found = series(reader)
-    numbers = {name: value for name, value in found.items() if "uptime" not in name[0] and "duration" not in name[0]}
+    numbers = {name: value for name, value in found.items() if not re.search(r"uptime|duration|time$", name[0])}
     counts = {name: value for name, value in numbers.items() if not name[0].startswith(("system.", "process."))}
+    assert sum(value for name, value in found.items() if name[0] == "amptalk.agent.time") > 0.0
     command = {**BOTH, "message_type": "command"}
     assert counts == {
         key("amptalk.agent.running", **BOTH): 0,
         key("amptalk.agent.queue.size", **BOTH): 0,
+        key("amptalk.agent.queue.peak", **BOTH): 3,
         key("amptalk.agent.queue.oldest_age", **BOTH): 0.0,
         key("amptalk.agent.messages.in_flight", **BOTH): 0,
         key("amptalk.agent.messages.received", **command): 5,

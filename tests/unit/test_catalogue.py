@@ -17,6 +17,7 @@ from amptalk_otel._bridge import _create
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, Distribution
 from amptalk_otel._catalogue import BY_NAME, CATALOGUE, Kind, Metric, Owner, Snapshot, samples
 from amptalk_otel._system import System
+from amptalk_otel._timesheet import TimeReading
 
 # name, kind, unit, attributes beyond the owner's
 INTERFACE = """
@@ -29,7 +30,9 @@ process.memory.virtual                      | updowncounter | By        |
 process.uptime                              | gauge         | s         |
 amptalk.agent.running                       | updowncounter | {agent}   |
 amptalk.agent.uptime                        | gauge         | s         |
+amptalk.agent.time                          | counter       | s         | state
 amptalk.agent.queue.size                    | updowncounter | {message} |
+amptalk.agent.queue.peak                    | gauge         | {message} |
 amptalk.agent.queue.oldest_age              | gauge         | s         |
 amptalk.agent.messages.in_flight            | updowncounter | {message} |
 amptalk.agent.messages.received             | counter       | {message} | message.type
@@ -62,7 +65,9 @@ process_memory_virtual_bytes                                 gauge
 process_uptime_seconds                                       gauge
 amptalk_agent_running                                        gauge
 amptalk_agent_uptime_seconds                                 gauge
+amptalk_agent_time_seconds_total                             counter
 amptalk_agent_queue_size                                     gauge
+amptalk_agent_queue_peak                                     gauge
 amptalk_agent_queue_oldest_age_seconds                       gauge
 amptalk_agent_messages_in_flight                             gauge
 amptalk_agent_messages_received_total                        counter
@@ -202,7 +207,9 @@ AGENT = SimpleNamespace(
     orchestrator_name="meeting",
     running=True,
     uptime_s=12.5,
+    time=TimeReading(idle_s=7.0, busy_s=5.0, retry_backoff_s=0.5, blocked_sending_s=0.25),
     queue_size=3,
+    queue_peak=8,
     oldest_age_s=0.25,
     in_flight=1,
     types=(
@@ -218,7 +225,7 @@ AGENT = SimpleNamespace(
 )  # fmt: skip
 IDLE_AGENT = SimpleNamespace(
     agent_id="a2", agent_name="Idle", orchestrator_name=None, running=False, uptime_s=0.0, queue_size=0,
-    oldest_age_s=None, in_flight=0, types=(), states=(),
+    time=TimeReading(), queue_peak=0, oldest_age_s=None, in_flight=0, types=(), states=(),
 )  # fmt: skip
 ORCHESTRATOR = SimpleNamespace(
     name="meeting", running=2, stopped=1, routed={"text_input": 4}, undeliverable={("text_input", "unknown_target"): 1}
@@ -238,7 +245,18 @@ IN_MEMORY = {**WORKER, "state.storage": "memory"}
 EXPECTED: dict[str, list[tuple[dict[str, str], Any]]] = {
     "amptalk.agent.running": [(WORKER, 1), (IDLE, 0)],
     "amptalk.agent.uptime": [(WORKER, 12.5), (IDLE, 0.0)],
+    "amptalk.agent.time": [
+        ({**WORKER, "state": "idle"}, 7.0),
+        ({**WORKER, "state": "busy"}, 5.0),
+        ({**WORKER, "state": "retry_backoff"}, 0.5),
+        ({**WORKER, "state": "blocked_sending"}, 0.25),
+        ({**IDLE, "state": "idle"}, 0.0),
+        ({**IDLE, "state": "busy"}, 0.0),
+        ({**IDLE, "state": "retry_backoff"}, 0.0),
+        ({**IDLE, "state": "blocked_sending"}, 0.0),
+    ],
     "amptalk.agent.queue.size": [(WORKER, 3), (IDLE, 0)],
+    "amptalk.agent.queue.peak": [(WORKER, 8), (IDLE, 0)],
     "amptalk.agent.queue.oldest_age": [(WORKER, 0.25), (IDLE, 0.0)],
     "amptalk.agent.messages.in_flight": [(WORKER, 1), (IDLE, 0)],
     "amptalk.agent.messages.received": [(TEXT, 9)],

@@ -10,6 +10,7 @@ from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, BucketCo
 from amptalk_otel._catalogue import Snapshot
 from amptalk_otel._reading import AgentReading, OperationReading, OrchestratorReading, StateReading, TypeReading
 from amptalk_otel._sources import Breathe, Source, Sources, distinct
+from amptalk_otel._timesheet import TimeReading
 from tests.support import assert_balanced
 
 
@@ -136,6 +137,12 @@ class TestOnce:
         other = agent(replace(of_type(received=4), stamp=("command", 4)), recorder_id=2)
         (sum_,) = together(Snapshot(agents=(one, other))).agents
         assert [reading.stamp for reading in sum_.types] == [()]
+
+    def test_their_times_are_added_up_and_the_highest_peak_is_told(self) -> None:
+        one = replace(agent(recorder_id=1), queue_peak=4, time=TimeReading(1.0, 2.0, 3.0, 4.0))
+        other = replace(agent(recorder_id=2), queue_peak=7, time=TimeReading(0.5, 0.25, 0.0, 1.0))
+        (sum_,) = together(Snapshot(agents=(one,)), Snapshot(agents=(other,))).agents
+        assert (sum_.queue_peak, sum_.time) == (7, TimeReading(1.5, 2.25, 3.0, 5.0))
 
     def test_a_sum_of_agents_is_another_one_when_one_of_them_goes(self) -> None:
         one, other = agent(recorder_id=1), agent(recorder_id=2)
