@@ -419,7 +419,9 @@ class AgentRecorder(StateOwner):
 
     def spent_until(self, now: float) -> Spent:
         """Seconds busy, in back-off, and blocked; `read_types` sees to it that nothing moves meanwhile."""
-        worked_s = sum([record.process.sum for record in self.records])
+        worked_s = 0.0
+        for record in self.records:
+            worked_s += record.process.sum
         next_message = self.next_message
         if next_message is IN_WORK:
             worked_s += max(0.0, now - self.next_taken_at)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from amptalk_otel._guard import guarded
-from amptalk_otel._merging import one_agent
+from amptalk_otel._merging import joined_states, one_agent
 from amptalk_otel._reading import AgentReading
 
 Identity = tuple[str, str, "str | None"]
@@ -48,6 +48,12 @@ class AgentsToRead:
 
     def __iter__(self) -> Iterator[AgentReading]:
         for readers in self._series.values():
+            if len(readers) == 1:  # nearly always
+                reading = guarded("reading an agent", readers[0].read)
+                self._breathe()
+                if reading is not None:
+                    yield joined_states(reading) if len(reading.states) > 1 else reading
+                continue
             reading = one_agent(self._each(readers))
             if reading is not None:
                 yield reading

@@ -164,7 +164,7 @@ class ByTypeAnd:
 
 
 class ByState:
-    """Reads seconds per state of the agent; all states, also those that it never was in: they add up to its uptime."""
+    """Reads seconds per state of the agent. One out of the ordinary that it never was in has no point."""
 
     attribute = "state"
 
@@ -277,7 +277,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric(
         "amptalk.agent.time", Kind.COUNTER, "s",
         "Time that the agent was running, by what it was at: idle, busy, retry_backoff or blocked_sending.",
-        Owner.AGENT, ByState(lambda agent: agent.time.by_state), ("state",),
+        Owner.AGENT, ByState(lambda agent: agent.time.by_state_met), ("state",),
     ),
     Metric(
         "amptalk.agent.queue.size", Kind.UP_DOWN_COUNTER, "{message}",

@@ -88,8 +88,11 @@ def writer(metric: Metric, family: Family) -> Write:
     (sample,) = family.samples
 
     def write(labels: Labels, value: float) -> str:
-        if type(value) is int and 0 <= value < _PLAIN:  # most of them
-            return f"{sample}{labels[0]} {value}.0\n"
+        if 0 <= value < _PLAIN:  # as `number` has it, for most of them
+            if type(value) is int:
+                return f"{sample}{labels[0]} {value}.0\n"
+            if type(value) is float:
+                return f"{sample}{labels[0]} {value!r}\n"
         return f"{sample}{labels[0]} {number(value)}\n"
 
     return write

@@ -12,7 +12,7 @@ SLOTS = 12
 """Whole slots that a reading covers, besides the one under way."""
 
 Peaks = tuple[int, ...]
-"""The number of the slot under way, and the highest lengths in those before it, the latest first."""
+"""The number of the slot under way, and the highest length in the slot before it, in the two before it, and so on."""
 
 NO_PEAKS: Peaks = (0, *(0 for _ in range(SLOTS)))
 LONG_AGO = float("-inf")
@@ -28,12 +28,14 @@ def moved_on(peaks: Peaks, peak: int, now: float) -> Peaks:
     """`peaks` for the slot of `now`, after one with the highest length `peak`."""
     slot = slot_at(now)
     skipped = min(max(slot - peaks[0] - 1, 0), SLOTS)
-    return (slot, *((0,) * skipped + (peak, *peaks[1:]))[:SLOTS])
+    risen = (peak, *[max(peak, before) for before in peaks[1:]])
+    return (slot, *((0,) * skipped + risen)[:SLOTS])
 
 
 def highest(peaks: Peaks, peak: int, now: float) -> int:
     """The highest length of a message's leaving in the last minute before `now`; `peak` is that of the last slot."""
     passed = slot_at(now) - peaks[0]
-    if passed <= 0:
-        return max(peak, *peaks[1:])
-    return max((peak, *peaks[1:])[: max(0, SLOTS + 1 - passed)], default=0)
+    covered = SLOTS if passed <= 0 else SLOTS - passed  # slots before that of `peak`
+    if covered <= 0:
+        return peak if covered == 0 else 0
+    return max(peak, peaks[covered])

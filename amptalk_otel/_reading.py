@@ -42,7 +42,10 @@ class TypeReading:
     @property
     def in_flight(self) -> int:
         """Messages taken by the agent and not finished."""
-        return self.taken - self.processed - sum(self.failed.values()) - self.dropped.get(CANCELLED, 0)
+        unended = self.taken - self.processed
+        if unended:
+            unended -= sum(self.failed.values()) + self.dropped.get(CANCELLED, 0)
+        return unended
 
     @property
     def queued(self) -> int:
@@ -97,7 +100,7 @@ class AgentReading:
 
     @property
     def in_flight(self) -> int:
-        return sum(reading.in_flight for reading in self.types)
+        return sum([reading.in_flight for reading in self.types])
 
     @property
     def sent(self) -> int:
@@ -202,7 +205,10 @@ def _is_between(recorder: AgentRecorder, types: tuple[TypeReading, ...]) -> bool
     """
     if recorder.next_message is not NOTHING or recorder.unstarted:
         return False
-    return any(reading.in_flight for reading in types)
+    for reading in types:  # noqa: SIM110 - a quarter of the time of a generator, for every agent of every scrape
+        if reading.taken != reading.processed and reading.in_flight:
+            return True
+    return False
 
 
 _Stamp = tuple[Any, ...]
@@ -248,13 +254,19 @@ def _reading(stamp: _Stamp) -> TypeReading:
     """What was counted and what follows from it; see `_agent_recorder`."""
     (message_type, received, unwaited, lost, sent, failed_items, dropped_items, undeliverable, retries,
      waits, wait_s, works, work_s, sizes, size_bytes, wait_exemplars, work_exemplars) = stamp  # fmt: skip
-    failed = dict(failed_items) if failed_items else NO_COUNTS
-    dropped = dict(dropped_items) if dropped_items else NO_COUNTS
+    taken, processed = sum(waits) + unwaited, sum(works)
+    failed = dropped = NO_COUNTS
+    if failed_items:
+        failed = dict(failed_items)
+        processed -= sum(failed.values()) - lost
+    if dropped_items:
+        dropped = dict(dropped_items)
+        taken -= dropped.get(TAKEN, 0) + dropped.get(UNREGISTERED, 0)
     return TypeReading(
         message_type,
         received,
-        sum(waits) + unwaited - dropped.get(TAKEN, 0) - dropped.get(UNREGISTERED, 0),
-        sum(works) - (sum(failed.values()) - lost),
+        taken,
+        processed,
         sent,
         failed,
         dropped,

@@ -37,7 +37,7 @@ _ORCHESTRATOR = "orchestrator.name"
 _AGENT = ("agent.id", "agent.name")
 
 _Rows = list[tuple[Any, list[str], Write]]
-"""What is read of each column, where its samples go, and how they are written."""
+"""What reads each column's values, where its samples go, and how they are written."""
 
 _Groups = list[tuple[Shape, _Rows]]
 """Columns by the labels that they have."""
@@ -130,7 +130,10 @@ class Renderer:
                     self._write_typed(known, agent, by_type)
                     self._write_more(known, agent, by_more)
                     known.stamps, known.shapes = stamps, shapes
-                    known.lines = ["".join(parts[begin:]) for parts, begin in zip(counts, begins, strict=True)]
+                    known.lines = [
+                        "".join(parts[begin:]) if len(parts) > begin else ""
+                        for parts, begin in zip(counts, begins, strict=True)
+                    ]
                 self._write_typed(known, agent, histograms)
                 if index % _PER_SLICE == _PER_SLICE - 1:
                     self._flush(breathe)

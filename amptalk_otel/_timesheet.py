@@ -11,9 +11,9 @@ waits; else in back-off if a message waits for its next attempt; else idle.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from operator import ge
+from typing import NamedTuple
+
+from amptalk_otel._forks import after_fork
 
 IDLE, BUSY, RETRY_BACKOFF, BLOCKED_SENDING = range(4)
 """What `Timesheet.state` may be."""
@@ -23,41 +23,70 @@ _UNSEEN, _RUNNING, _STOPPED = range(3)
 _lock = threading.Lock()
 """Held by readers, and by starts and stops; never while a message goes its way."""
 
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+after_fork(_renew_lock)
+
+_PER_S = 1_000_000_000
+
 Spent = tuple[float, float, float]
 """Seconds busy, in back-off, and blocked, up to a moment."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimeReading:
-    """Where an agent's time went since it is watched, in seconds, while it was running. No part ever falls."""
+class TimeReading(NamedTuple):
+    """Where an agent's time went since it is watched, while it was running. No part ever falls.
 
-    idle_s: float = 0.0
-    busy_s: float = 0.0
-    retry_backoff_s: float = 0.0
-    blocked_sending_s: float = 0.0
+    Kept in whole nanoseconds: their sums are the same in any order, so that of several agents does not fall either.
+    """
+
+    idle_ns: int = 0
+    busy_ns: int = 0
+    retry_backoff_ns: int = 0
+    blocked_sending_ns: int = 0
 
     @property
-    def by_state(self) -> dict[str, float]:
-        """The parts by the attribute `state`."""
-        return {
-            "idle": self.idle_s,
-            "busy": self.busy_s,
-            "retry_backoff": self.retry_backoff_s,
-            "blocked_sending": self.blocked_sending_s,
-        }
+    def idle_s(self) -> float:
+        return self.idle_ns / _PER_S
+
+    @property
+    def busy_s(self) -> float:
+        return self.busy_ns / _PER_S
+
+    @property
+    def retry_backoff_s(self) -> float:
+        return self.retry_backoff_ns / _PER_S
+
+    @property
+    def blocked_sending_s(self) -> float:
+        return self.blocked_sending_ns / _PER_S
 
     @property
     def running_s(self) -> float:
         """All four together: the agent's uptime, over all its runs."""
-        return self.idle_s + self.busy_s + self.retry_backoff_s + self.blocked_sending_s
+        return sum(self) / _PER_S
 
-    def __add__(self, other: TimeReading) -> TimeReading:
-        return TimeReading(
-            self.idle_s + other.idle_s,
-            self.busy_s + other.busy_s,
-            self.retry_backoff_s + other.retry_backoff_s,
-            self.blocked_sending_s + other.blocked_sending_s,
-        )
+    @property
+    def by_state(self) -> dict[str, float]:
+        """Seconds by the attribute `state`, all four."""
+        return {"retry_backoff": self.retry_backoff_s, "blocked_sending": self.blocked_sending_s, **self.by_state_met}
+
+    @property
+    def by_state_met(self) -> dict[str, float]:
+        """Idle and busy, and those of the others that the agent was ever in."""
+        idle_ns, busy_ns, retry_backoff_ns, blocked_sending_ns = self
+        found = {"idle": idle_ns / _PER_S, "busy": busy_ns / _PER_S}
+        if retry_backoff_ns:
+            found["retry_backoff"] = retry_backoff_ns / _PER_S
+        if blocked_sending_ns:
+            found["blocked_sending"] = blocked_sending_ns / _PER_S
+        return found
+
+    def __add__(self, other: TimeReading) -> TimeReading:  # type: ignore[override]  # not one behind the other
+        return TimeReading(*[one + another for one, another in zip(self, other, strict=True)])
 
 
 class Timesheet:
@@ -82,7 +111,7 @@ class Timesheet:
         self._at = 0.0  # when the run began; while there is none, when the next one may begin at the earliest
         self._ran_s = 0.0  # in former runs
         self._base: Spent = _NOTHING_SPENT  # while stopped: what was spent; else, what to add to what was spent
-        self._reported: tuple[float, ...] = _NOTHING
+        self._reported = NO_TIME
 
     # -- turns ---------------------------------------------------------------------------------------
 
@@ -149,7 +178,7 @@ class Timesheet:
         self._ran_s += max(0.0, worked_before_s)
 
     def _end_unseen(self) -> None:
-        self._ran_s = max(self._ran_s, sum(self._reported))
+        self._ran_s = max(self._ran_s, self._reported.running_s)
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -169,19 +198,36 @@ class Timesheet:
             return self._read(now, spent)
 
     def _read(self, now: float, spent: Spent) -> TimeReading:
-        parts = self._base if self._mode is _STOPPED else _added(spent, self._base)
-        total = self._ran_s + (max(0.0, now - self._at) if self._mode is _RUNNING else 0.0)
-        self._reported = reported = _risen(self._reported, total, parts)
-        return TimeReading(*reported)
+        """Spelled out: every scrape comes here for every agent, of which most are hardly ever out of the ordinary."""
+        total_s, base, former = self._ran_s, self._base, self._reported
+        if self._mode is _STOPPED:
+            spent = base
+        else:
+            if base is not _NOTHING_SPENT:
+                spent = _added(spent, base)
+            if self._mode is _RUNNING and now > self._at:
+                total_s += now - self._at
+        busy_ns = int(spent[0] * _PER_S) if spent[0] > 0.0 else 0
+        backoff_ns = int(spent[1] * _PER_S) if spent[1] > 0.0 else 0
+        blocked_ns = int(spent[2] * _PER_S) if spent[2] > 0.0 else 0
+        idle_ns = max(0, int(total_s * _PER_S) - busy_ns - backoff_ns - blocked_ns)  # who works runs, whatever it says
+        told = TimeReading(idle_ns, busy_ns, backoff_ns, blocked_ns)
+        if not (idle_ns >= former[0] and busy_ns >= former[1] and backoff_ns >= former[2] and blocked_ns >= former[3]):
+            told = _made_good(former, told)
+        self._reported = told
+        return told
 
     def absorb(self, time: TimeReading) -> None:
-        """Add where the time of another agent went. Whose sheet this is does not run, and never did."""
+        """Add where the time of another agent went. Whose sheet this is does not run, and never did.
+
+        What was told does not fall: so there is nothing more to write.
+        """
         with _lock:
             self._mode = _STOPPED
-            self._ran_s += time.running_s
-            self._base = _added(self._base, (time.busy_s, time.retry_backoff_s, time.blocked_sending_s))
+            self._reported += time
 
 
+NO_TIME = TimeReading()
 _NOTHING = (0.0, 0.0, 0.0, 0.0)
 _NOTHING_SPENT: Spent = (0.0, 0.0, 0.0)
 
@@ -190,20 +236,15 @@ def _added(one: Spent, other: Spent) -> Spent:
     return one[0] + other[0], one[1] + other[1], one[2] + other[2]
 
 
-def _risen(former: tuple[float, ...], total: float, parts: Sequence[float]) -> tuple[float, ...]:
-    """The state of things after `former`: no part falls, and together they rise by what `total` rises.
+def _made_good(former: TimeReading, now: TimeReading) -> TimeReading:
+    """The state of things after `former`: no part falls, and together they rise by as much as those of `now`.
 
     They fall where floating-point sums differ in their last digit, and where a message turns out to have been taken
     long before it was begun: its whole time is processing time. What was told too early is then made good later.
     """
-    at_work = sum(parts)
-    total = max(total, at_work)  # who works runs, whatever it says
-    now = (total - at_work, *parts)
-    if all(map(ge, now, former)):
-        return now
-    rise = total - sum(former)
-    wanted = [max(0.0, value - before) for value, before in zip(now, former, strict=True)]
-    if rise <= 0.0 or not any(wanted):
+    rise = sum(now) - sum(former)
+    wanted = [max(0, value - before) for value, before in zip(now, former, strict=True)]
+    if rise <= 0 or not any(wanted):
         return former
-    share = min(1.0, rise / sum(wanted))
-    return tuple([before + value * share for before, value in zip(former, wanted, strict=True)])
+    together = max(rise, sum(wanted))
+    return TimeReading(*[before + value * rise // together for before, value in zip(former, wanted, strict=True)])

@@ -303,6 +303,9 @@ add up to its uptime, over all its runs, and utilisation is a rate:
 | `retry_backoff` | else, a message waits for its next attempt |
 | `idle` | else |
 
+- `retry_backoff` and `blocked_sending` have no series before an agent is in them for the first time.
+- A stopped agent is in no state, and none of its counters grows: `idle` is running with nothing to do. The same holds from the
+  moment that an agent is unregistered, even if it goes on with the message that it is at.
 - What is under way counts up to the moment of the scrape: a call of ten minutes is busy while it lasts. All four are of
   one moment, and none ever falls, over stops and starts, cancellations, or an agent that is unregistered and comes back.
 - An agent that ran before it was instrumented counts from then, though its uptime is longer: what it did before, nobody
@@ -420,7 +423,8 @@ The number of series is bounded, and no sum over agents changes because of it.
   that has not finished its messages keeps its series until then. One that comes back later begins from zero in a series of its
   own.
 - **Random ids.** The framework gives each agent a random id. `AMPTALK_OTEL_AGENT_GROUPING=name` makes one series of all agents
-  of a name, `class` of all of a class: counters, queue lengths and histograms are added up, and ages are those of the oldest.
+  of a name, `class` of all of a class: counters, queue lengths and histograms are added up, ages are those of the oldest, and
+  the peak is the highest of any one inbox. (The sum of peaks would be a length that there may never have been.)
 - **Which agents.** `AMPTALK_OTEL_AGENTS_INCLUDE` and `AMPTALK_OTEL_AGENTS_EXCLUDE` take shell patterns of ids or names. What is
   excluded is not touched.
 

@@ -15,8 +15,8 @@ from amptalk_otel._hooks._inbox import Inbox
 from amptalk_otel._hooks._outbox import Outbox, Router
 from amptalk_otel._hooks._processing import Processing
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
-from amptalk_otel._labels import clean
 from amptalk_otel._hooks._steps import rest_of
+from amptalk_otel._labels import clean
 from amptalk_otel._patch import Patches, covering_one_argument
 from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, read_state, read_types
 from amptalk_otel._tracing._agent import AgentTracing

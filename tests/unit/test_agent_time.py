@@ -967,4 +967,4 @@ def test_no_part_falls_for_a_reader_in_another_thread(kind: type[Scripted]) -> N
 
 
 def test_the_comparison_notices_a_fall() -> None:
-    assert len(fallen([TimeReading(1.0, 1.0), TimeReading(2.0, 0.5), TimeReading(2.0, 0.5)])) == 1
+    assert len(fallen([TimeReading(10, 10), TimeReading(20, 5), TimeReading(20, 5)])) == 1

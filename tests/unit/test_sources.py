@@ -139,10 +139,10 @@ class TestOnce:
         assert [reading.stamp for reading in sum_.types] == [()]
 
     def test_their_times_are_added_up_and_the_highest_peak_is_told(self) -> None:
-        one = replace(agent(recorder_id=1), queue_peak=4, time=TimeReading(1.0, 2.0, 3.0, 4.0))
-        other = replace(agent(recorder_id=2), queue_peak=7, time=TimeReading(0.5, 0.25, 0.0, 1.0))
+        one = replace(agent(recorder_id=1), queue_peak=4, time=TimeReading(10, 20, 30, 40))
+        other = replace(agent(recorder_id=2), queue_peak=7, time=TimeReading(5, 2, 0, 10))
         (sum_,) = together(Snapshot(agents=(one,)), Snapshot(agents=(other,))).agents
-        assert (sum_.queue_peak, sum_.time) == (7, TimeReading(1.5, 2.25, 3.0, 5.0))
+        assert (sum_.queue_peak, sum_.time) == (7, TimeReading(15, 22, 30, 50))
 
     def test_a_sum_of_agents_is_another_one_when_one_of_them_goes(self) -> None:
         one, other = agent(recorder_id=1), agent(recorder_id=2)
