@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from amptalk_otel._guard import guarded
@@ -39,6 +40,7 @@ class AgentsToRead:
         """`breathe` is called after each reader."""
         self._breathe = breathe
         self._series: dict[Identity, list[AgentReader]] = {}
+        self._lives: Mapping[Identity, int] = {}
         for reader in {reader.recorder_id: reader for reader in readers}.values():  # whoever watches it, once
             self._series.setdefault(reader.identity, []).append(reader)
             breathe()
@@ -47,16 +49,17 @@ class AgentsToRead:
         return len(self._series)
 
     def __iter__(self) -> Iterator[AgentReading]:
-        for readers in self._series.values():
-            if len(readers) == 1:  # nearly always
-                reading = guarded("reading an agent", readers[0].read)
-                self._breathe()
-                if reading is not None:
-                    yield joined_states(reading) if len(reading.states) > 1 else reading
-                continue
-            reading = one_agent(self._each(readers))
+        for identity, readers in self._series.items():
+            reading = self._alone(readers[0]) if len(readers) == 1 else one_agent(self._each(readers))
             if reading is not None:
-                yield reading
+                life = self._lives.get(identity, reading.recorder_id)
+                yield reading if life == reading.recorder_id else replace(reading, recorder_id=life)
+
+    def _alone(self, reader: AgentReader) -> AgentReading | None:
+        """Nearly all are."""
+        reading = guarded("reading an agent", reader.read)
+        self._breathe()
+        return reading if reading is None or len(reading.states) < 2 else joined_states(reading)
 
     def _each(self, readers: Iterable[AgentReader]) -> Iterator[AgentReading]:
         for reader in readers:
@@ -78,8 +81,22 @@ class AgentsToRead:
         """Those of several watches."""
         return parts[0] if len(parts) == 1 else cls((reader for part in parts for reader in part.readers), breathe)
 
+    def settled(
+        self, reported: Container[int], kept: Iterable[AgentReader], lives: Mapping[Identity, int]
+    ) -> AgentsToRead:
+        """Those that are `reported`, by `recorder_id`, and what is `kept` of the others.
+
+        `lives` tells of each series, in place of a `recorder_id`, since when its counters have not fallen.
+        """
+        found = AgentsToRead((), self._breathe)
+        found._lives = lives
+        for reader in (*(reader for reader in self.readers if reader.recorder_id in reported), *kept):
+            found._series.setdefault(reader.identity, []).append(reader)
+        return found
+
     def those(self, wanted: Callable[[Identity], bool]) -> AgentsToRead:
         """The agents whose identity is wanted."""
         chosen = AgentsToRead((), self._breathe)
+        chosen._lives = self._lives
         chosen._series = {identity: readers for identity, readers in self._series.items() if wanted(identity)}
         return chosen

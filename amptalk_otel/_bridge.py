@@ -24,6 +24,7 @@ from amptalk_otel import _guard
 from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._agents_to_read import Identity
 from amptalk_otel._catalogue import (
+    BY_NAME,
     CATALOGUE,
     MESSAGE_SIZE,
     OPERATION_DURATION,
@@ -45,6 +46,7 @@ from amptalk_otel._system import System
 from amptalk_otel._version import SCOPE_NAME, __version__
 
 _SNAPSHOT_LASTS_S = 10.0
+_MOVES_AT_ONCE = 500
 _NO_TRACE = set_span_in_context(INVALID_SPAN, Context())
 """Not the current one: an agent's loop keeps the span that it was started in, which would be in every exemplar.
 Not an empty one either, which the SDK takes for none."""
@@ -61,6 +63,7 @@ class InstrumentsBridge:
         self._instruments: dict[str, Any] = {}
         self._observers: dict[int, HistogramObserver] = {}  # by id of the owner
         self._kept: set[tuple[Any, ...]] = set()  # series of those that left
+        self._moves: dict[tuple[Any, ...], dict[str, str]] = {}  # of series of agents: to which attributes
         meter = provider.get_meter(SCOPE_NAME, __version__)
         for metric in CATALOGUE:
             self._instruments[metric.name] = _create(meter, metric, self._callback(metric))
@@ -80,8 +83,14 @@ class InstrumentsBridge:
         """The series for another agent, of which at most so many have a name."""
         return self._sources.ledger.series_for(identity, most)
 
+    def is_shared(self, identity: Identity) -> bool:
+        """Whether a series goes on when one of its agents leaves."""
+        return self._sources.ledger.is_shared(identity)
+
     def report(self, owner: Reported) -> None:
         """Let an owner's durations and sizes into this bridge's histograms, once however many ask."""
+        if any(identity in self._moves for identity in _identities(owner)):
+            self._make_moves()
         with self._lock:
             if self._sources.ledger.report(owner):
                 self._observers[id(owner)] = observer = HistogramObserver(self._instruments, owner)
@@ -92,28 +101,47 @@ class InstrumentsBridge:
         leaving = [owner for owner in owners if self._withdraw_one(owner)]
         if not leaving:
             return
+        self._make_moves()
         self._sources.ledger.forget()
         identities = {identity for owner in leaving for identity in _identities(owner)}
         identities -= {identity for owner in self._sources.ledger.owners() for identity in _identities(owner)}
+        identities -= {_identity(agent_attributes(*series)) for series in self._sources.ledger.kept_series()}
         if not self._sources:
             identities |= self._kept
             self._kept = set()
         self._move(lambda attributes: {} if _identity(attributes) in identities else None)
 
-    def retire(self, agents: Iterable[AgentRecorder]) -> None:
-        """Take `report` back, and go on telling what agents counted that nobody reports any more."""
+    def retire(self, agents: Iterable[AgentRecorder]) -> list[Identity]:
+        """Take `report` back, and go on telling what agents counted. Returns the series that ended."""
+        ended = []
         for recorder in agents:
-            if self._withdraw_one(recorder):
-                self._move_agent(recorder, self._sources.ledger.keep(recorder))
+            with self._lock:
+                into = self._sources.ledger.retire_one(recorder)
+                if into is not None:
+                    self._silence(recorder)
+            if into is not None and into != recorder.identity:
+                ended.append(recorder.identity)
+                self._move_later(recorder.identity, into)
+        return ended
 
-    def _move_agent(self, recorder: AgentRecorder, into: Identity) -> None:
-        if into == recorder.identity:
-            return
-        former, latter = agent_attributes(*recorder.identity), agent_attributes(*into)
+    def _move_later(self, former: Identity, into: Identity) -> None:
+        """Before the next collection, or when there are many: each time takes longer where there are more series."""
+        latter = agent_attributes(*into)
         self._kept.add(_identity(latter))
+        with self._lock:
+            self._moves[_identity(agent_attributes(*former))] = latter
+        if len(self._moves) >= _MOVES_AT_ONCE:
+            self._make_moves()
+
+    def _make_moves(self) -> None:
+        with self._lock:
+            moves, self._moves = self._moves, {}
+        if not moves:
+            return
 
         def moved(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
-            return {**attributes, **latter} if _identity(attributes) == _identity(former) else None
+            latter = moves.get(_identity(attributes))
+            return {**attributes, **latter} if latter is not None else None
 
         self._move(moved)
 
@@ -135,17 +163,24 @@ class InstrumentsBridge:
             move_series(self._instruments[OPERATION_DURATION], lambda attributes: moves.get(_identity(attributes)))
 
     def _move(self, to: Callable[[Mapping[str, Any]], dict[str, Any] | None]) -> None:
+        def forgotten(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+            return None if to(attributes) is None else {}
+
         for name, instrument in self._instruments.items():
             if name.startswith(("amptalk.agent.", "amptalk.state.", "amptalk.operation.")):
-                move_series(instrument, to)
+                is_told = BY_NAME[name].kind is Kind.HISTOGRAM  # the others are read anew at each collection
+                move_series(instrument, to if is_told else forgotten)
 
     def _withdraw_one(self, owner: Reported) -> bool:
         with self._lock:
-            if not self._sources.ledger.withdraw(owner):
-                return False
-            observer = self._observers.pop(id(owner), None)
-            owner.observers = tuple(other for other in owner.observers if other is not observer)
-            return True
+            is_last = self._sources.ledger.withdraw(owner)
+            if is_last:
+                self._silence(owner)
+            return is_last
+
+    def _silence(self, owner: Reported) -> None:
+        observer = self._observers.pop(id(owner), None)
+        owner.observers = tuple(other for other in owner.observers if other is not observer)
 
     # -- callbacks -----------------------------------------------------------------------------------
 
@@ -185,6 +220,7 @@ class InstrumentsBridge:
         now = time.monotonic()
         if readers is None or reader in readers or now > collection.until:
             collection.snapshot = self._sources.snapshot()
+            self._make_moves()  # histograms are collected after the callbacks
             collection.readers = readers = set()
             collection.until = now + _SNAPSHOT_LASTS_S
         readers.add(reader)

@@ -2,12 +2,16 @@
 
 There is a budget of named agents. Those beyond it are `_OTHER`, all in one series. What agents counted that left
 goes to `_RETIRED`; or stays in their series, where others are in it.
+
+An agent is either reported or kept, and changes from one to the other in one step: whoever asks for both at once
+(`settled`) finds it once, however long the reading takes then.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._agents_to_read import Identity
@@ -16,8 +20,19 @@ from amptalk_otel._reading import AgentReading, read_state, read_types
 from amptalk_otel._recorder import Reported
 
 
+class Settled(NamedTuple):
+    """Who is in which series at one moment."""
+
+    reported: frozenset[int]
+    """Ids of those that are reported."""
+    kept: Sequence[KeptReader]
+    """What those counted that left, up to this moment."""
+    lives: Mapping[Identity, int]
+    """A number for each series, another one when it begins from zero."""
+
+
 class Ledger:
-    """Of one bridge. May be written from any thread."""
+    """Of one bridge. May be written from any thread; nothing takes longer where there are more agents."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -25,6 +40,8 @@ class Ledger:
         self._members: dict[Identity, int] = {}  # agents that are reported, by series
         self._named = 0  # series of agents that have a name
         self._kept: dict[Identity, Kept] = {}
+        self._lives: dict[Identity, int] = {}
+        self._begun = 0  # series, so far
 
     def series_for(self, identity: Identity, most: int) -> Identity:
         """The series for another agent: its own while there are less than `most`, or if there is one already."""
@@ -32,6 +49,11 @@ class Ledger:
             if identity in self._members or self._named < most:
                 return identity
             return OTHER, OTHER, identity[2]
+
+    def is_shared(self, identity: Identity) -> bool:
+        """Whether a series goes on when one of its agents leaves."""
+        with self._lock:
+            return identity[0] == OTHER or self._members.get(identity, 0) > 1
 
     def report(self, owner: Reported) -> bool:
         """`owner` is reported; returns whether it was not before."""
@@ -43,35 +65,36 @@ class Ledger:
             return askers == 0
 
     def withdraw(self, owner: Reported) -> bool:
-        """Take one `report` back; returns whether that was the last."""
+        """Take one `report` back; returns whether that was the last. A series that others are in does not fall."""
         with self._lock:
-            _owner, askers = self._askers.pop(id(owner), (owner, 0))
-            if askers > 1:
-                self._askers[id(owner)] = owner, askers - 1
-            if askers == 1 and isinstance(owner, AgentRecorder):
-                self._count(owner.identity, -1)
-            return askers == 1
+            is_last = self._withdraw(owner)
+            if is_last and isinstance(owner, AgentRecorder) and self._goes_on(owner.identity):
+                self._keep_in(owner.identity, owner)
+            return is_last
 
-    def _count(self, identity: Identity, change: int) -> None:
-        before = self._members.pop(identity, 0)
-        if before + change:
-            self._members[identity] = before + change
-        if identity[0] != OTHER:
-            self._named += bool(before + change) - bool(before)
+    def retire_one(self, recorder: AgentRecorder) -> Identity | None:
+        """Take one `report` back, and go on telling what was counted.
 
-    def keep(self, recorder: AgentRecorder) -> Identity:
-        """Go on telling what an agent counted that is reported no more. Returns the series in which it is told."""
+        Returns the series in which that is; None as long as others report the agent.
+        """
         with self._lock:
+            if not self._withdraw(recorder):
+                return None
             identity = recorder.identity
-            if identity in self._members or identity[0] == OTHER:
-                self._kept_in(identity).absorb(recorder)
+            if self._goes_on(identity):
+                self._keep_in(identity, recorder)
                 return identity
             retired = RETIRED, RETIRED, identity[2]
-            self._kept_in(retired).absorb(recorder)
+            self._keep_in(retired, recorder)
             former = self._kept.pop(identity, None)
             if former is not None:
-                self._kept_in(retired).absorb(former.recorder)
+                self._keep_in(retired, former.recorder)
             return retired
+
+    def retire(self, recorders: Iterable[AgentRecorder]) -> list[Identity]:
+        """`retire_one` after the other; returns the series that ended."""
+        told = [(recorder.identity, self.retire_one(recorder)) for recorder in recorders]
+        return [identity for identity, into in told if into not in (None, identity)]
 
     def forget(self) -> None:
         """Keep nothing if nothing is reported any more, and nothing of series of which no agent is."""
@@ -80,52 +103,107 @@ class Ledger:
             gone = named - self._members.keys() if self._askers else self._kept.keys()
             for identity in list(gone):
                 del self._kept[identity]
+            if not self._askers:
+                self._lives.clear()
 
-    def _kept_in(self, identity: Identity) -> Kept:
-        kept = self._kept.get(identity)
-        if kept is None:
-            kept = self._kept[identity] = Kept(AgentRecorder(identity[0], identity[1], orchestrator_name=identity[2]))
-        return kept
-
-    def kept(self) -> list[Kept]:
-        """What is kept, to be read."""
+    def settled(self) -> Settled:
+        """Who is where now."""
         with self._lock:
-            return list(self._kept.values())
+            kept = [kept.reader() for kept in self._kept.values()]
+            return Settled(frozenset(self._askers), kept, self._lives.copy())
+
+    def kept_series(self) -> list[Identity]:
+        """The series in which something is kept."""
+        with self._lock:
+            return list(self._kept)
 
     def owners(self) -> Iterator[Reported]:
         """Whoever is reported."""
         with self._lock:
             return iter([owner for owner, _askers in self._askers.values()])
 
+    # -- under the lock ------------------------------------------------------------------------------
+
+    def _withdraw(self, owner: Reported) -> bool:
+        _owner, askers = self._askers.pop(id(owner), (owner, 0))
+        if askers > 1:
+            self._askers[id(owner)] = owner, askers - 1
+        if askers == 1 and isinstance(owner, AgentRecorder):
+            self._count(owner.identity, -1)
+        return askers == 1
+
+    def _count(self, identity: Identity, change: int) -> None:
+        before = self._members.pop(identity, 0)
+        if before + change:
+            self._members[identity] = before + change
+            self._begin(identity)
+        elif identity[0] != OTHER:
+            self._lives.pop(identity, None)
+        if identity[0] != OTHER:
+            self._named += bool(before + change) - bool(before)
+
+    def _goes_on(self, identity: Identity) -> bool:
+        """Whether a series is there without the agent that left it."""
+        return identity in self._members or identity[0] == OTHER
+
+    def _keep_in(self, identity: Identity, recorder: AgentRecorder) -> None:
+        kept = self._kept.get(identity)
+        if kept is None:
+            kept = self._kept[identity] = Kept(identity)
+            self._begin(identity)
+        kept.absorb(recorder)
+
+    def _begin(self, identity: Identity) -> None:
+        if identity not in self._lives:
+            self._begun += 1
+            self._lives[identity] = self._begun
+
 
 class Kept:
-    """What agents counted that left, as one that is stopped and has no inbox. Its time does not go on."""
+    """What agents counted that left, all in one series. Not copied for those who read it before it changes."""
 
-    def __init__(self, recorder: AgentRecorder) -> None:
-        self.recorder = recorder
-        self._lock = threading.Lock()
+    def __init__(self, identity: Identity) -> None:
+        self.recorder = _new_recorder(identity)
+        self._is_read = False
 
     def absorb(self, recorder: AgentRecorder) -> None:
         """Add what a recorder counted that nobody writes any more."""
-        with self._lock:
-            self.recorder.absorb(recorder)
+        if self._is_read:
+            former, self.recorder = self.recorder, _new_recorder(self.recorder.identity)
+            self.recorder.absorb(former)
+            self._is_read = False
+        self.recorder.absorb(recorder)
+
+    def reader(self) -> KeptReader:
+        """For one who reads it as it is now, later, from any thread."""
+        self._is_read = True
+        return KeptReader(self.recorder)
+
+
+class KeptReader:
+    """What agents counted that left, as one that is stopped and has no inbox."""
+
+    def __init__(self, recorder: AgentRecorder) -> None:
+        self._recorder = recorder
 
     @property
     def identity(self) -> Identity:
-        return self.recorder.identity
+        return self._recorder.identity
 
     @property
     def recorder_id(self) -> int:
-        return id(self.recorder)
+        return id(self._recorder)
 
     def read(self) -> AgentReading:
-        """All of it at this moment."""
-        with self._lock:
-            types, queue_size, moment = read_types(self.recorder, lambda: None)
-            states = tuple(map(read_state, self.recorder.states))
+        """All of it. Its time does not go on."""
+        types, queue_size, moment = read_types(self._recorder, lambda: None)
         agent_id, agent_name, orchestrator_name = self.identity
         return AgentReading(
             agent_id, agent_name, orchestrator_name, running=False, uptime_s=0.0, queue_size=queue_size,
-            oldest_age_s=None, types=types, states=states, recorder_id=self.recorder_id,
-            time=self.recorder.times.read_as_it_is(moment.now, moment.spent),
+            oldest_age_s=None, types=types, states=tuple(map(read_state, self._recorder.states)),
+            recorder_id=self.recorder_id, time=self._recorder.times.read_as_it_is(moment.now, moment.spent),
         )  # fmt: skip
+
+
+def _new_recorder(identity: Identity) -> AgentRecorder:
+    return AgentRecorder(identity[0], identity[1], orchestrator_name=identity[2])

@@ -63,6 +63,10 @@ class ProducerBridge:
         """The series for another agent, of which at most so many have a name."""
         return self.sources.ledger.series_for(identity, most)
 
+    def is_shared(self, identity: Identity) -> bool:
+        """Whether a series goes on when one of its agents leaves."""
+        return self.sources.ledger.is_shared(identity)
+
     def report(self, owner: Reported) -> None:
         """Remember who measures operations. The rest needs nothing: recorders are read when somebody collects."""
         self.sources.ledger.report(owner)
@@ -83,11 +87,9 @@ class ProducerBridge:
                 still_measured = {key for owner in self._measuring for key in owner.durations.copy()}
                 self.sources.keep([reading for owner in leaving for reading in read_operations(owner)], still_measured)
 
-    def retire(self, agents: Iterable[AgentRecorder]) -> None:
-        """Take `report` back, and go on telling what agents counted that nobody reports any more."""
-        for recorder in agents:
-            if self.sources.ledger.withdraw(recorder):
-                self.sources.ledger.keep(recorder)
+    def retire(self, agents: Iterable[AgentRecorder]) -> list[Identity]:
+        """Take `report` back, and go on telling what agents counted. Returns the series that ended."""
+        return self.sources.ledger.retire(agents)
 
     def move(self, operations: Mapping[OperationKey, OperationKey]) -> None:
         """Nothing: recorders are read when somebody collects."""

@@ -146,6 +146,10 @@ class OperationRecorder(Reported):
             return (OTHER, None, OTHER)
         return key if len(self._of_agent.get(agent_id, ())) < MAX_DISTINCT else (agent_id, agent_name, OTHER)
 
+    def measures(self, agent_id: str) -> bool:
+        """Whether anything was measured of the agent."""
+        return agent_id in self._of_agent
+
     def retire(self, agent_id: str) -> dict[OperationKey, OperationKey]:
         """The agent is gone for good: what was measured of it is `_RETIRED`'s. Returns the former keys and theirs."""
         moved = {}

@@ -33,17 +33,21 @@ def move_series(instrument: Any, to: To) -> int:
 
 def _move(series: dict[Any, Any], to: To) -> int:
     moved = 0
+    known: dict[frozenset[Any], Any] = {}  # by attributes; keys are made otherwise in each version of the SDK
     for key, point in list(series.items()):
         attributes = to(point._attributes or {})
         if attributes is None:
             continue
         moved += 1
-        there = next((other for other in series.values() if other._attributes == attributes), None)
-        if attributes and there is not None:
-            _add(there, point)
-        elif attributes:
-            series[frozenset(attributes.items())] = point
-            point._attributes = dict(attributes)
+        if attributes:
+            known = known or {frozenset((other._attributes or {}).items()): other for other in series.values()}
+            name = frozenset(attributes.items())
+            there = known.get(name)
+            if there is not None and there is not point:
+                _add(there, point)
+            else:
+                point._attributes = dict(attributes)
+                series[name] = known[name] = point
         del series[key]
     return moved
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import OrderedDict
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
 from amptalk_otel._agent_recorder import AgentRecorder
-from amptalk_otel._agents_to_read import AgentsToRead
+from amptalk_otel._agents_to_read import AgentsToRead, Identity
 from amptalk_otel._catalogue import Snapshot
 from amptalk_otel._forks import after_fork
 from amptalk_otel._guard import complain, guarded
@@ -16,6 +18,7 @@ from amptalk_otel._hooks._agent import AgentHook, identify
 from amptalk_otel._hooks._orchestrator import OrchestratorHook
 from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
 from amptalk_otel._labels import clean
+from amptalk_otel._ledger import Ledger
 from amptalk_otel._reading import read_operations
 from amptalk_otel._recorder import OperationRecorder, Reported
 from amptalk_otel._sources import Breathe, Bridge
@@ -84,6 +87,7 @@ class Watch:
     ) -> None:
         """`machine` and `agents` tell whether machine and process, and agents with all they have, are reported."""
         self._bridge = bridge
+        self._places: Bridge | Ledger = bridge if agents else Ledger()  # who is in which series
         self.tracer = tracer
         self._config = config
         self._reports_machine = machine
@@ -92,8 +96,9 @@ class Watch:
         self._orchestrator: OrchestratorHook | None = None
         self._state_managers: list[StateManagerHook] = []
         self._agents: dict[int, _SharedAgent] = {}  # by id of the agent
-        self._departed: dict[str, tuple[AgentHook, float]] = {}  # by the agent's id: and when it left us
-        self._displaced: list[tuple[AgentHook, float]] = []  # those in whose place another one of their id is
+        self._departed: OrderedDict[str, tuple[AgentHook, float]] = OrderedDict()  # by agent's id: and when it left us
+        self._leaving: list[AgentHook] = []  # those that retire as soon as they are done
+        self._look_at = 1  # how many of these there are when we next look for such that are done
         self._released = False
         bridge.report(self.operations)
         bridge.add(self.snapshot)
@@ -168,8 +173,7 @@ class Watch:
         if former is not recorder:  # else it is reported since before it left
             if former is not None:
                 self._retire([former])
-            if self._reports_agents:
-                self._bridge.report(recorder)
+            self._places.report(recorder)
         return shared
 
     def _take_back(self, agent_id: str, agent_name: str) -> AgentRecorder | None:
@@ -182,7 +186,7 @@ class Watch:
     def _new_recorder(self, agent: Any, adapter: AgentAdapter) -> AgentRecorder:
         orchestrator_name = self._orchestrator.recorder.name if self._orchestrator is not None else None
         own = (*self._grouped(agent, adapter), orchestrator_name)
-        agent_id, agent_name, _ = self._bridge.series_for(own, self._config.max_agents)
+        agent_id, agent_name, _ = self._places.series_for(own, self._config.max_agents)
         return AgentRecorder(
             agent_id,
             agent_name,
@@ -221,20 +225,25 @@ class Watch:
             hook.let_go()
         former = self._departed.pop(hook.agent_id, None)
         if former is not None:
-            self._displaced.append(former)
-        self._departed[hook.agent_id] = hook, hook.recorder.clock()
-        self._retire(self._retire_departed_agents())  # also where nobody reads
+            self._leaving.append(former[0])
+        if self._places.is_shared(hook.identity):  # nobody sees it go
+            self._leaving.append(hook)
+        else:
+            self._departed[hook.agent_id] = hook, hook.recorder.clock()
+        self._retire_those_gone(all_of_them=False)  # also where nobody reads
 
     # -- reading -------------------------------------------------------------------------------------
 
     def agents(self, breathe: Breathe = lambda: None) -> AgentsToRead:
         """Every agent, those included that left a short while ago. `breathe` is called after each reading."""
         with _lock:
-            retired = self._forget_agents()
-            hooks = [shared.hook for shared in self._agents.values()]
-            hooks += [hook for hook, _left_at in (*self._departed.values(), *self._displaced)]
-        self._retire(retired)
+            self._forget_agents()
+            hooks = self._hooks()
         return AgentsToRead(hooks, breathe)
+
+    def _hooks(self) -> list[AgentHook]:
+        gone = [hook for hook, _left_at in self._departed.values()]
+        return [shared.hook for shared in self._agents.values()] + gone + self._leaving
 
     def snapshot(self, breathe: Breathe = lambda: None) -> Snapshot:
         """Everything at this moment; the agents when somebody goes through them."""
@@ -254,40 +263,38 @@ class Watch:
             states=tuple(state for state in states if state is not None),
         )
 
-    def _retire(self, recorders: list[AgentRecorder]) -> None:
-        if self._reports_agents and recorders:
-            self._bridge.retire(recorders)
-
-    def _forget_agents(self) -> list[AgentRecorder]:
-        self._let_go_dead_agents()
-        return self._retire_departed_agents()
-
-    def _let_go_dead_agents(self) -> None:
-        """Agents that the program dropped without unregistering them."""
+    def _forget_agents(self) -> None:
+        """Agents that the program dropped without unregistering them, and those that are gone for long enough."""
         for key, shared in list(self._agents.items()):
             if shared.hook.agent_ref() is None:
                 del self._agents[key]
                 self._let_go(shared)
+        self._retire_those_gone(all_of_them=True)
 
-    def _retire_departed_agents(self) -> list[AgentRecorder]:
-        leaving, self._displaced = self._displaced, []
-        retired = []
-        for hook, left_at in leaving:  # another one of its id has left since
-            if hook.is_quiet:
-                retired.append(hook.recorder)
-            else:
-                self._displaced.append((hook, left_at))
-        for agent_id, (hook, left_at) in list(self._departed.items()):
+    def _retire_those_gone(self, *, all_of_them: bool) -> None:
+        """Those whose time is up, in the order in which they left; and of the others, now and then, who is done."""
+        while self._departed:
+            agent_id, (hook, left_at) = next(iter(self._departed.items()))
             if hook.recorder.clock() - left_at <= self._config.departed_agents_linger_s:
-                break  # those behind it left later
-            if hook.is_quiet:
-                del self._departed[agent_id]
-                retired.append(hook.recorder)
-                self._retire_operations(agent_id)
-        return retired
+                break
+            del self._departed[agent_id]
+            self._leaving.append(hook)
+        if self._leaving and (all_of_them or len(self._leaving) >= self._look_at):
+            gone = {hook for hook in self._leaving if hook.is_quiet}
+            self._leaving = [hook for hook in self._leaving if hook not in gone]
+            self._look_at = 2 * len(self._leaving) + 1
+            self._retire([hook.recorder for hook in gone])
 
-    def _retire_operations(self, agent_id: str) -> None:
-        if all(shared.hook.agent_id != agent_id for shared in self._agents.values()):
+    def _retire(self, recorders: Iterable[AgentRecorder]) -> None:
+        """In one step with being forgotten, for those who read: under our lock."""
+        for identity in self._places.retire(recorders):
+            self._retire_operations(identity)
+
+    def _retire_operations(self, identity: Identity) -> None:
+        agent_id = identity[0]
+        if self.operations.measures(agent_id) and all(
+            hook.recorder.agent_id != agent_id for hook in self._hooks()
+        ):
             self._bridge.move(self.operations.retire(agent_id))
 
     # -- leaving -------------------------------------------------------------------------------------
@@ -301,8 +308,7 @@ class Watch:
             self._bridge.remove(self.snapshot)
             owners: list[Reported] = [self.operations]
             if self._reports_agents:
-                owners += [hook.recorder for hook, _left_at in (*self._departed.values(), *self._displaced)]
-                owners += [shared.hook.recorder for shared in self._agents.values()]
+                owners += [hook.recorder for hook in self._hooks()]
             for shared in self._agents.values():
                 if shared.leave(self):
                     shared.hook.release()
@@ -311,9 +317,9 @@ class Watch:
                 manager_hook.release(self.tracer)
             self._agents.clear()
             self._departed.clear()
-            self._displaced.clear()
+            self._leaving.clear()
             self._release_orchestrator()
-        self._bridge.withdraw(owners)
+            self._bridge.withdraw(owners)  # under our lock, as `_retire`
 
     def _release_orchestrator(self) -> None:
         hook = self._orchestrator
