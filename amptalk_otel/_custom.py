@@ -13,11 +13,10 @@ from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
-from amptalk_otel._catalogue import CATALOGUE, Kind, agent_attributes
+from amptalk_otel._catalogue import CATALOGUE, Kind
 from amptalk_otel._guard import complain
-from amptalk_otel._labels import clean
+from amptalk_otel._per_agent import PerAgent, Series, attributes_of
 from amptalk_otel._version import __version__
-from amptalk_otel.adapters import adapter_for
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,254}")  # https://opentelemetry.io/docs/specs/otel/metrics/api/
 _UNIT_LENGTH = 63  # the same page
@@ -75,15 +74,16 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str)
 
 
-Source = Callable[[], list[Observation]]
+Agents = Callable[[], Iterable[tuple[Any, Series]]]
+"""The agents that are watched, with the series that they are in."""
 
 
 class CustomMetrics:
     """The definitions of one monitor, reported while it collects."""
 
-    def __init__(self, scope: str, agents: Callable[[], Iterable[Any]]) -> None:
+    def __init__(self, scope: str, agents: Agents) -> None:
         self.scope = scope
-        self._agents = agents
+        self.agents = agents
         self._definitions: dict[str, Definition] = {}
 
     def define(self, definition: Definition, provider: MeterProvider | None) -> None:
@@ -116,13 +116,48 @@ class CustomMetrics:
         """Report nothing to `provider` any more."""
         _page_of(provider).leave(self)
 
-    def _join(self, page: _Page, provider: MeterProvider, definition: Definition) -> None:
-        page.join(self, provider, definition, lambda: self._observe(definition))
+    def let_go(self, agent: Any, series: Series, provider: MeterProvider) -> None:
+        """The agent is no longer watched. What it counted is told on."""
+        _page_of(provider).let_go(agent, series, self)
 
-    def _observe(self, definition: Definition) -> list[Observation]:
-        targets = [()] if definition.per == "process" else [(agent,) for agent in self._agents()]
-        observations = (_observe_one(definition, *target) for target in targets)
-        return [observation for observation in observations if observation is not None]
+    def _join(self, page: _Page, provider: MeterProvider, definition: Definition) -> None:
+        page.join(self, provider, definition)
+
+
+class _Instrument:
+    """One metric, and who reports through it."""
+
+    def __init__(self, kind: str) -> None:
+        self.definitions: dict[CustomMetrics, Definition] = {}  # not changed, but replaced
+        self.per_agent = PerAgent(kind)
+
+    def observe(self, _options: CallbackOptions) -> Iterable[Observation]:
+        """Takes no lock that is held while an instrument is made: the SDK holds one here, which that waits for."""
+        definitions = self.definitions
+        told = [_value(one) for one in definitions.values() if one.per == "process"][:1]
+        found = [Observation(value) for value in told if value is not None]
+        agents = {id(agent): (agent, series, _reader(one)) for who, one, agent, series in self._agents(definitions)}
+        values = self.per_agent.tell(agents.values())
+        return found + [Observation(value, attributes_of(series)) for series, value in values.items()]
+
+    @staticmethod
+    def _agents(definitions: dict[CustomMetrics, Definition]) -> list[tuple[CustomMetrics, Definition, Any, Series]]:
+        """An agent that several monitors watch has the value that the first one reads."""
+        mine = [(who, one) for who, one in reversed(definitions.items()) if one.per == "agent"]
+        return [(who, one, agent, series) for who, one in mine for agent, series in who.agents()]
+
+    def leave(self, who: CustomMetrics) -> None:
+        definitions = {other: one for other, one in self.definitions.items() if other is not who}
+        others = {id(agent) for *_, agent, _series in self._agents(definitions)}
+        self.definitions = definitions
+        self.per_agent.forget([agent for agent, _series in who.agents() if id(agent) not in others])
+
+    def let_go(self, agent: Any, series: Series, who: CustomMetrics) -> None:
+        definition = self.definitions.get(who)
+        if definition is None or definition.per != "agent":
+            return
+        if all(other is not agent for *_, other, _series in self._agents(self.definitions)):
+            self.per_agent.leave(agent, series, _reader(definition))
 
 
 class _Page:
@@ -134,17 +169,20 @@ class _Page:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sources: dict[tuple[str, ...], dict[CustomMetrics, Source]] = {}
+        self._instruments: dict[tuple[str, ...], _Instrument] = {}
 
     def shapes(self) -> list[tuple[str, ...]]:
         """Those that somebody reports."""
-        return [shape for shape, sources in self._sources.copy().items() if sources]
+        return [shape for shape, instrument in self._instruments.copy().items() if instrument.definitions]
 
-    def join(self, who: CustomMetrics, provider: MeterProvider, definition: Definition, source: Source) -> None:
+    def join(self, who: CustomMetrics, provider: MeterProvider, definition: Definition) -> None:
         with self._lock:
-            made = definition.shape in self._sources
-            self._sources[definition.shape] = {**self._sources.get(definition.shape, {}), who: source}
-        if made:
+            instrument = self._instruments.get(definition.shape)
+            is_made = instrument is not None
+            if instrument is None:
+                instrument = self._instruments[definition.shape] = _Instrument(definition.kind)
+            instrument.definitions = {**instrument.definitions, who: definition}
+        if is_made:
             return
         meter = provider.get_meter(who.scope, __version__)
         creators: dict[str, Callable[..., Any]] = {
@@ -152,24 +190,16 @@ class _Page:
             "counter": meter.create_observable_counter,
             "up_down_counter": meter.create_observable_up_down_counter,
         }
-        callback = self._callback(definition.shape)
-        creators[definition.kind](definition.name, [callback], definition.unit, definition.description)
+        creators[definition.kind](definition.name, [instrument.observe], definition.unit, definition.description)
 
     def leave(self, who: CustomMetrics) -> None:
         with self._lock:
-            for shape, sources in self._sources.items():
-                self._sources[shape] = {other: source for other, source in sources.items() if other is not who}
+            for instrument in self._instruments.values():
+                instrument.leave(who)
 
-    def _callback(self, shape: tuple[str, ...]) -> Callable[[CallbackOptions], Iterable[Observation]]:
-        # Takes no lock: the SDK holds one of its own here, which creating an instrument waits for.
-        def observe(_options: CallbackOptions) -> Iterable[Observation]:
-            found: dict[Any, Observation] = {}
-            for source in self._sources[shape].values():
-                for observation in source():  # an agent that several monitors watch has one value
-                    found.setdefault((observation.attributes or {}).get("agent.id"), observation)
-            return list(found.values())
-
-        return observe
+    def let_go(self, agent: Any, series: Series, who: CustomMetrics) -> None:
+        for instrument in self._instruments.copy().values():
+            instrument.let_go(agent, series, who)
 
 
 _pages: weakref.WeakKeyDictionary[MeterProvider, _Page] = weakref.WeakKeyDictionary()
@@ -184,10 +214,13 @@ def _page_of(provider: MeterProvider) -> _Page:
 # -- values --------------------------------------------------------------------------------------------
 
 
-def _observe_one(definition: Definition, *target: Any) -> Observation | None:
+def _reader(definition: Definition) -> Callable[[Any], int | float | None]:
+    return lambda agent: _value(definition, agent)
+
+
+def _value(definition: Definition, *target: Any) -> int | float | None:
     """The value of one agent, or of the process; None where `read` gives none."""
     try:
-        attributes = _attributes(*target)
         value = definition.read(*target)
     except Exception as error:
         complain(f"metric {definition.name}", "metric %s: read raised %s", definition.name, type(error).__qualname__)
@@ -199,14 +232,7 @@ def _observe_one(definition: Definition, *target: Any) -> Observation | None:
         kind, wanted = type(value).__qualname__, "number from 0 on" if definition.kind == "counter" else "finite number"
         complain(f"metric {definition.name}", "metric %s: read returned no %s (%s)", definition.name, wanted, kind)
         return None
-    return Observation(number, attributes)
-
-
-def _attributes(agent: Any = None) -> dict[str, str]:
-    adapter = adapter_for(agent) if agent is not None else None
-    if adapter is None:
-        return {}
-    return agent_attributes(clean(adapter.agent_id(agent)), clean(adapter.agent_name(agent)), None)
+    return number
 
 
 def _number(value: Any) -> int | float | None:

@@ -116,10 +116,12 @@ MAX_OPERATIONS = 10_000
 class OperationRecorder(Reported):
     """The durations of operations that a program measures itself. May be written from any thread."""
 
-    def __init__(self, *, clock: Callable[[], float] = perf_counter) -> None:
+    def __init__(self, *, max_agents: int = MAX_OPERATIONS, clock: Callable[[], float] = perf_counter) -> None:
+        """`max_agents` have series of their own."""
         super().__init__()
         self.durations: dict[OperationKey, BucketCounts] = {}
         self.clock = clock
+        self._max_agents = max_agents
         self._of_agent: dict[str, list[OperationKey]] = {}
         self._lock = threading.Lock()
 
@@ -144,7 +146,14 @@ class OperationRecorder(Reported):
             return key
         if len(self.durations) >= MAX_OPERATIONS:
             return (OTHER, None, OTHER)
+        if not self._has_place(agent_id):
+            return self._key(OTHER, OTHER, operation)
         return key if len(self._of_agent.get(agent_id, ())) < MAX_DISTINCT else (agent_id, agent_name, OTHER)
+
+    def _has_place(self, agent_id: str) -> bool:
+        known = self._of_agent
+        named = len(known) - (OTHER in known) - (RETIRED in known)
+        return agent_id in known or agent_id in (OTHER, RETIRED) or named < self._max_agents
 
     def measures(self, agent_id: str) -> bool:
         """Whether anything was measured of the agent."""

@@ -92,7 +92,7 @@ class Watch:
         self._config = config
         self._reports_machine = machine
         self._reports_agents = agents
-        self.operations: OperationRecorder = OperationRecorder()
+        self.operations: OperationRecorder = OperationRecorder(max_agents=config.max_agents)
         self._orchestrator: OrchestratorHook | None = None
         self._state_managers: list[StateManagerHook] = []
         self._agents: dict[int, _SharedAgent] = {}  # by id of the agent
@@ -231,6 +231,13 @@ class Watch:
         else:
             self._departed[hook.agent_id] = hook, hook.recorder.clock()
         self._retire_those_gone(all_of_them=False)  # also where nobody reads
+
+    def series_of(self, agent: Any) -> tuple[str, str] | None:
+        """`agent.id` and `agent.name` of the series that an agent is in; None for one that is not watched."""
+        shared = self._agents.get(id(agent))
+        if shared is None or shared.hook.agent_ref() is not agent:
+            return None
+        return shared.hook.recorder.agent_id, shared.hook.recorder.agent_name
 
     # -- reading -------------------------------------------------------------------------------------
 

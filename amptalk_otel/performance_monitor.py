@@ -66,7 +66,7 @@ class PerformanceMonitor:
         self._pipeline: _pipeline.Pipeline | None = None
         self._provider: MeterProvider | None = None
         self._watch: Watch | None = None
-        self._custom = CustomMetrics(f"{SCOPE_NAME}.{name}", self._live_agents)
+        self._custom = CustomMetrics(f"{SCOPE_NAME}.{name}", self._told_agents)
         self._configure(
             name=name,
             enable_prometheus=enable_prometheus,
@@ -171,11 +171,20 @@ class PerformanceMonitor:
             ref = self._agents.pop(clean(agent_id), None)
             agent = ref() if ref is not None else None
             if agent is not None and self._watch is not None:
+                series = self._watch.series_of(agent)
+                if series is not None and self._provider is not None:
+                    guarded("letting an agent go", self._custom.let_go, agent, series, self._provider)
                 self._watch.agent_unregistered(agent)
 
     def _live_agents(self) -> list[Any]:
         # Takes no lock: exporters' threads come here with one of the SDK's, which `observe` waits for.
         return list(self.monitored_agents.values())
+
+    def _told_agents(self) -> list[tuple[Any, tuple[str, str]]]:
+        """The agents that are watched, with `agent.id` and `agent.name` of the series that they are in."""
+        watch = self._watch
+        agents = self._live_agents() if watch is not None else []
+        return [(agent, series) for agent in agents if watch and (series := watch.series_of(agent)) is not None]
 
     # -- own measurements ----------------------------------------------------------------------------
 
@@ -196,7 +205,13 @@ class PerformanceMonitor:
         watch = self._watch
         if watch is not None:
             agent_id = clean(agent_id)
-            watch.operations.measured(agent_id, self._name_of(agent_id), clean(operation), seconds)
+            told_as, name = self._series_of(watch, agent_id) or (agent_id, None)
+            watch.operations.measured(told_as, name, clean(operation), seconds)
+
+    def _series_of(self, watch: Watch, agent_id: str) -> tuple[str, str] | None:
+        ref = self._agents.get(agent_id)
+        agent = ref() if ref is not None else None
+        return watch.series_of(agent) if agent is not None else None
 
     def _begin_span(self, agent_id: str, operation: str) -> Inside | None:
         tracer = self._watch.tracer if self._watch is not None else None

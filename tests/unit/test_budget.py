@@ -12,12 +12,15 @@ import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 
 from amptalk_otel import Config, Instrumentation, PerformanceMonitor, instrument_orchestrator
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._bridge import serve
+from amptalk_otel._hooks._agent import AgentHook
 from amptalk_otel._labels import OTHER, RETIRED
+from amptalk_otel._ledger import Ledger
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
 from amptalk_otel._watch import Watch
 from amptalk_otel.demo.runtime import MessageType, Orchestrator, StateManager
-from tests.support import CONFIG, Scripted, handle, in_loop, note, provider_and_reader, series, settle
+from tests.support import CONFIG, Scripted, handle, hold, in_loop, note, provider_and_reader, series, settle
 
 AT_ONCE = CONFIG.with_changes(departed_agents_linger_s=1e-9)
 RECEIVED, PROCESSED = "amptalk.agent.messages.received", "amptalk.agent.messages.processed"
@@ -38,6 +41,7 @@ class Ways:
     """One orchestrator, told through instruments of the SDK and through our own producer."""
 
     def __init__(self, config: Config) -> None:
+        self.config = config
         self.orchestrator = Orchestrator(name="town")
         self.provider, self.reader = provider_and_reader()
         self.by_sdk = instrument_orchestrator(self.orchestrator, config=config, meter_provider=self.provider)
@@ -57,6 +61,15 @@ class Ways:
             for point in metric.data.data_points
         }
         return [series(self.reader), produced]
+
+    def beginnings(self, name: str) -> dict[str, int]:
+        """Since when the series of a metric count, by agent, as our producer says."""
+        metrics = [metric for scope in self._producer.produce() for metric in scope.metrics if metric.name == name]
+        return {
+            str((point.attributes or {})["agent.id"]): point.start_time_unix_nano
+            for metric in metrics
+            for point in metric.data.data_points
+        }
 
     def end(self) -> None:
         self.by_us.shutdown()
@@ -368,5 +381,200 @@ def test_sums_are_exact_and_no_counter_falls_however_agents_come_and_go(
                         assert numbers.get(agent_id, 0) >= by_agent(before, name).get(agent_id, 0)
             former = now
         assert churn.made > 15
+
+    run()
+
+
+# -- read while agents leave ---------------------------------------------------------------------------
+
+
+class Interrupted:
+    """Agents that leave in the middle of a reading, as they do when the reader lets the event loop go on."""
+
+    def __init__(self, town: Ways, agents: list[Scripted]) -> None:
+        self._town = town
+        self._bridge = ProducerBridge()
+        self._provider = MeterProvider(shutdown_on_exit=False)
+        serve(self._provider, self._bridge)
+        self.told = instrument_orchestrator(town.orchestrator, config=town.config, meter_provider=self._provider)
+        self._leaving = list(agents)
+
+    def received(self, *, after: int) -> dict[str, int]:
+        """By agent; one agent leaves at the breath with this number, and at each one after it."""
+        breaths = 0
+
+        def breathe() -> None:
+            nonlocal breaths
+            breaths += 1
+            if breaths > after and self._leaving:
+                self._town.orchestrator.unregister_agent(self._leaving.pop().agent_id)
+
+        found: Counter[str] = Counter()
+        for reading in self._bridge.sources.stream(breathe).agents:
+            found[reading.agent_id] += reading.received
+        return dict(found)
+
+
+@pytest.mark.parametrize("grouping", ["id", "class"])
+@pytest.mark.parametrize("after", range(14))
+def test_an_agent_that_leaves_while_agents_are_read_is_told_once(
+    ways: Callable[..., Ways], grouping: str, after: int
+) -> None:
+    @in_loop
+    async def run() -> None:
+        town = ways(max_agents=2, agent_grouping=grouping)
+        agents = [agent(number) for number in range(5)]
+        for one in agents:
+            town.orchestrator.register_agent(one)
+        reader = Interrupted(town, agents)
+        for one in agents:
+            await handle(one, note())
+        former = Counter(reader.received(after=after))
+        assert former.total() == 5
+        for _ in range(2):
+            now = Counter(reader.received(after=99))
+            assert now.total() == 5
+            assert all(now[name] >= former[name] for name in (OTHER, RETIRED))
+            former = now
+        reader.told.shutdown()
+
+    run()
+
+
+def test_what_is_kept_does_not_change_while_it_is_read() -> None:
+    ledger, owners = Ledger(), [AgentRecorder(OTHER, OTHER) for _ in range(3)]
+    for owner in owners:
+        ledger.report(owner)
+        owner.arrived(note())
+    ledger.retire(owners[:1])
+    (kept,) = ledger.settled().kept
+    ledger.retire(owners[1:])
+    assert kept.read().received == 1
+    assert [reader.read().received for reader in ledger.settled().kept] == [3]
+
+
+def test_a_series_that_goes_on_keeps_its_beginning(ways: Callable[..., Ways]) -> None:
+    @in_loop
+    async def run() -> None:
+        town = ways(max_agents=1)
+        begun: list[dict[str, int]] = []
+        for number in range(6):
+            one = agent(number)
+            town.orchestrator.register_agent(one)
+            await handle(one, note())
+            if number >= 2:
+                town.orchestrator.unregister_agent(f"id-{number - 1}")
+            begun.append(town.beginnings(RECEIVED))
+        assert begun[-1].keys() == {"id-0", OTHER}
+        assert len({found["id-0"] for found in begun}) == 1
+        assert len({found[OTHER] for found in begun[1:]}) == 1
+        town.orchestrator.unregister_agent("id-0")
+        town.all()
+        again = agent(0)
+        town.orchestrator.register_agent(again)
+        await handle(again, note())
+        assert town.beginnings(RECEIVED)["id-0"] > begun[-1]["id-0"]  # it counts from zero
+
+    run()
+
+
+def test_a_series_does_not_fall_when_one_of_those_who_tell_of_it_ends() -> None:
+    @in_loop
+    async def run() -> None:
+        bridge, provider, config = ProducerBridge(), MeterProvider(shutdown_on_exit=False), AT_ONCE
+        serve(provider, bridge)
+        told = []
+        for number, grouping in enumerate(("id", "id", "class", "class")):
+            orchestrator, one = Orchestrator(name="town"), agent(number)
+            settings = config.with_changes(max_agents=0 if grouping == "id" else 9, agent_grouping=grouping)
+            told.append(instrument_orchestrator(orchestrator, config=settings, meter_provider=provider))
+            orchestrator.register_agent(one)
+            await handle(one, note())
+
+        def received() -> dict[str, int]:
+            return {reading.agent_id: reading.received for reading in bridge.sources.snapshot().agents}
+
+        assert received() == {OTHER: 2, "Scripted": 2}
+        told[0].shutdown()
+        assert received() == {OTHER: 2, "Scripted": 2}
+        told[2].shutdown()
+        assert received() == {OTHER: 2, "Scripted": 2}
+        told[3].shutdown()
+        assert received() == {OTHER: 2}
+        told[1].shutdown()
+        assert received() == {}
+        assert bridge.sources.ledger.settled() == (frozenset(), [], {})
+
+    run()
+
+
+# -- cost ----------------------------------------------------------------------------------------------
+
+
+def test_nobody_lingers_in_a_series_that_others_are_in(ways: Callable[..., Ways]) -> None:
+    @in_loop
+    async def run() -> None:
+        for settings, most in (({"max_agents": 3}, 3), ({"agent_grouping": "class"}, 1)):
+            town = ways(departed_agents_linger_s=600.0, **settings)
+            agents = [agent(number) for number in range(40)]
+            for one in agents:
+                town.orchestrator.register_agent(one)
+                await handle(one, note())
+            for one in agents:
+                town.orchestrator.unregister_agent(one.agent_id)
+            for told in (town.by_us, town.by_sdk):
+                assert len(_watch(told)._hooks()) == most
+            for found in town.all():
+                assert sum(by_agent(found, RECEIVED).values()) == sum(by_agent(found, WORK).values()) == 40
+
+    run()
+
+
+def test_letting_an_agent_go_does_not_look_at_the_others(
+    ways: Callable[..., Ways], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @in_loop
+    async def run() -> None:
+        town, agents, looks = ways(), [Scripted(hold, agent_id=f"id-{number}") for number in range(100)], 0
+        for one in agents:
+            town.orchestrator.register_agent(one)
+            await one.start()
+            await one.enqueue_message(note())
+        await settle()
+
+        def is_quiet(_hook: AgentHook) -> bool:
+            nonlocal looks
+            looks += 1
+            return False
+
+        monkeypatch.setattr(AgentHook, "is_quiet", property(is_quiet))
+        for one in agents:
+            town.orchestrator.unregister_agent(one.agent_id)
+        assert 100 <= looks <= 2 * 3 * 100  # by two watches
+        monkeypatch.undo()
+        for one in agents:
+            await one.stop()
+        for found in town.all():
+            assert by_agent(found, "amptalk.agent.messages.dropped") == {RETIRED: 100}
+
+    run()
+
+
+def test_agents_that_leave_do_not_use_up_the_series_of_an_sdk(ways: Callable[..., Ways]) -> None:
+    @in_loop
+    async def run() -> None:
+        town = ways(max_agents=300)
+        for number in range(2250):  # it has 2,000 for each instrument, or no limit
+            one = agent(number)
+            town.orchestrator.register_agent(one)
+            one.input_queue.put_nowait(note())
+            one.input_queue.get_nowait()
+            if number % 250 == 249:
+                found = series(town.reader)
+                assert by_agent(found, RECEIVED).keys() >= {f"id-{number}"}
+                assert not any("otel.metric.overflow" in dict(attributes) for _name, attributes in found)
+                for place in range(number - 249, number + 1):
+                    town.orchestrator.unregister_agent(f"id-{place}")
+        assert by_agent(series(town.reader), "amptalk.agent.message.wait.duration") == {RETIRED: 2250}
 
     run()
