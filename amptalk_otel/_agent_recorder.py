@@ -14,7 +14,9 @@ the inbox, and which were finished, is what their histograms count anyway. The r
     in flight = taken - finished
     processed = processing times observed - failures with a processing time
 
-so that received = processed + failed + dropped + in flight + queued, whenever it is read.
+so that received = processed + failed + dropped + in flight + queued, whenever it is read. Whether that is so is
+checked against what does not follow from these counts: the length of the inbox itself, and the messages that the
+recorder holds a place for (`in_hand`). What they do not agree on is unaccounted for.
 
 Time is told in the same way: what was spent in work is the sum of the processing times, and what has passed since the
 message under way was taken. Only out of the ordinary is each turn written down, see `_timesheet` and CAREFULLY.
@@ -160,7 +162,7 @@ class AgentRecorder(StateOwner):
         self.by_type: dict[object, TypeRecorder] = {}  # by the enum's value, a way round its `message.type`
         self.changes = 0  # odd while counts that belong together are being written
         self.last_read: tuple[Any, ...] = ()  # for the readers: what they saw last, so as to know what has changed
-        self.disagreed: tuple[Any, ...] = ()  # and when the inbox's length did not agree with it, the two
+        self.disagreed: tuple[Any, ...] = ()  # and when inbox or messages in hand did not agree with it, all of them
         self.waiting: Waiting = ByMessage()
         self.peak = 0  # the highest length of the inbox in the slot under way, at which a message left
         self.peak_ends_at = LONG_AGO  # when that slot is over
@@ -285,6 +287,13 @@ class AgentRecorder(StateOwner):
         else:
             return None
         return flight
+
+    @property
+    def in_hand(self) -> int:
+        """Messages taken and not finished, by the places that are held for them and not by what was counted."""
+        next_message = self.next_message
+        alone = next_message is not NOTHING and next_message is not CAREFULLY
+        return alone + self.also_in_work + len(self.unstarted)
 
     @property
     def is_in_work(self) -> bool:
@@ -524,10 +533,15 @@ class AgentRecorder(StateOwner):
         return self.next_message is not NOTHING or self.also_in_work > 0 or bool(self.unstarted)
 
     def absorb(self, other: AgentRecorder) -> None:
-        """Add what another one counted, which is told no more: what still waits there, or is in flight, is given up."""
+        """Add what another one counted, which is told no more: what still waits there, or is in flight, is given up.
+
+        What is in flight by its counts only, and not in hand, stays unaccounted for.
+        """
+        in_hand = other.in_hand
         with self._at_once():
             for record in other.records:
-                mine, waiting, in_flight = self._named(record.message_type), queued_of(record), in_flight_of(record)
+                mine, waiting = self._named(record.message_type), queued_of(record)
+                in_flight = min(in_flight_of(record), in_hand)
                 mine.absorb(record)
                 if waiting > 0:
                     count_in(mine, "dropped", UNREGISTERED, waiting)
@@ -535,6 +549,7 @@ class AgentRecorder(StateOwner):
                 if in_flight > 0:
                     count_in(mine, "failed", OTHER, in_flight)
                     mine.lost += in_flight
+                    in_hand -= in_flight
             for state in other.states:
                 self.state_recorder(state.storage).absorb(state)
             now = other.clock()

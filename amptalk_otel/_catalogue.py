@@ -300,6 +300,11 @@ CATALOGUE: tuple[Metric, ...] = (
         Owner.AGENT, One(lambda agent: agent.in_flight),
     ),
     Metric(
+        "amptalk.agent.messages.unaccounted", Kind.UP_DOWN_COUNTER, "{message}",
+        "Messages received that are neither finished nor dropped, in hand nor in the inbox; 0 if all is right.",
+        Owner.AGENT, One(lambda agent: agent.unaccounted),
+    ),
+    Metric(
         "amptalk.agent.messages.received", Kind.COUNTER, "{message}",
         "Messages that arrived in the agent's inbox, whichever way they came.",
         Owner.AGENT, ByType(lambda reading: reading.received), ("message.type",),

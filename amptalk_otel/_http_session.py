@@ -11,7 +11,9 @@ from typing import Any
 
 import requests
 
-_EXPORTERS_OWN = frozenset({"accept", "accept-encoding", "connection", "content-encoding", "content-type", "user-agent"})
+_EXPORTERS_OWN = frozenset(
+    {"accept", "accept-encoding", "connection", "content-encoding", "content-type", "user-agent"}
+)
 
 
 class _Session(requests.Session):

@@ -202,6 +202,7 @@ class KeptReader:
             agent_id, agent_name, orchestrator_name, running=False, uptime_s=0.0, queue_size=queue_size,
             oldest_age_s=None, types=types, states=tuple(map(read_state, self._recorder.states)),
             recorder_id=self.recorder_id, time=self._recorder.times.read_as_it_is(moment.now, moment.spent),
+            in_flight=moment.in_hand,
         )  # fmt: skip
 
 

@@ -43,7 +43,7 @@ def one_agent(readings: Iterable[AgentReading]) -> AgentReading | None:
 
 
 def add_agents(one: AgentReading, other: AgentReading) -> AgentReading:
-    """Two agents as one. `recorder_id` is another one as soon as either of them goes; `AgentsToRead` may know better."""
+    """Two agents as one. `recorder_id` is another one as soon as either goes; `AgentsToRead` may know better."""
     ages = [age for age in (one.oldest_age_s, other.oldest_age_s) if age is not None]
     together: AgentReading = _sum(one, other)
     return replace(

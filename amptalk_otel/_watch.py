@@ -299,9 +299,7 @@ class Watch:
 
     def _retire_operations(self, identity: Identity) -> None:
         agent_id = identity[0]
-        if self.operations.measures(agent_id) and all(
-            hook.recorder.agent_id != agent_id for hook in self._hooks()
-        ):
+        if self.operations.measures(agent_id) and all(hook.recorder.agent_id != agent_id for hook in self._hooks()):
             self._bridge.move(self.operations.retire(agent_id))
 
     # -- leaving -------------------------------------------------------------------------------------

@@ -258,7 +258,19 @@ For every agent, at every scrape:
 All numbers of one scrape are of one moment, so the sum holds exactly. A message that fails and is sent again is received
 again. Attempts are not messages: they count in `amptalk.agent.retries`.
 
-In PromQL, and 0 for every agent:
+What is left over is `amptalk.agent.messages.unaccounted`, and 0 for every agent. It is no copy of the sum: what was counted is
+compared with the inbox's own length and with the messages that the agent has in hand. This is the one number to alert on
+where the others are to be trusted:
+
+```promql
+amptalk_agent_messages_unaccounted != 0
+```
+
+It is above 0 while messages are missing (somebody emptied the inbox's own store), below 0 while there are more than came
+(somebody put them there directly). In a plain `asyncio.Queue` both end when the agent takes its next message, and what was
+removed is counted as `taken`; an inbox with an order of its own can't tell which messages those are.
+
+The same from the parts, in PromQL:
 
 ```promql
 sum by (agent_id) (amptalk_agent_messages_received_total)

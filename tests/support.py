@@ -113,6 +113,8 @@ def identity(owner: object) -> dict[str, int]:
 def assert_balanced(reading: AgentReading) -> None:
     parts = (reading.processed, reading.failed, reading.dropped, reading.in_flight, reading.queue_size)
     assert reading.received == sum(parts), f"{reading.received} received, {parts}"
+    assert reading.unaccounted == 0
+    assert reading.in_flight == sum(kind.in_flight for kind in reading.types)
     assert min(parts) >= 0, parts
     for kind in reading.types:
         ended = kind.processed + sum(kind.failed.values()) + sum(kind.dropped.values())

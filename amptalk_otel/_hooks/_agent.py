@@ -316,6 +316,7 @@ class AgentHook:
             time=self.recorder.times.read(
                 moment.now, moment.spent, is_running=running, started_at=self.recorder.started_at
             ),
+            in_flight=moment.in_hand,
         )
 
     def _queue_size(self) -> int | None:

@@ -112,6 +112,7 @@ async def test_the_numbers_of_every_agent_metric_are_right() -> None:
         key("amptalk.agent.queue.peak", **BOTH): 3,
         key("amptalk.agent.queue.oldest_age", **BOTH): 0.0,
         key("amptalk.agent.messages.in_flight", **BOTH): 0,
+        key("amptalk.agent.messages.unaccounted", **BOTH): 0,
         key("amptalk.agent.messages.received", **command): 5,
         key("amptalk.agent.messages.processed", **command): 3,
         key("amptalk.agent.messages.failed", **command, error_type="ValueError"): 1,

@@ -35,6 +35,7 @@ amptalk.agent.queue.size                    | updowncounter | {message} |
 amptalk.agent.queue.peak                    | gauge         | {message} |
 amptalk.agent.queue.oldest_age              | gauge         | s         |
 amptalk.agent.messages.in_flight            | updowncounter | {message} |
+amptalk.agent.messages.unaccounted          | updowncounter | {message} |
 amptalk.agent.messages.received             | counter       | {message} | message.type
 amptalk.agent.messages.processed            | counter       | {message} | message.type
 amptalk.agent.messages.sent                 | counter       | {message} | message.type
@@ -70,6 +71,7 @@ amptalk_agent_queue_size                                     gauge
 amptalk_agent_queue_peak                                     gauge
 amptalk_agent_queue_oldest_age_seconds                       gauge
 amptalk_agent_messages_in_flight                             gauge
+amptalk_agent_messages_unaccounted                           gauge
 amptalk_agent_messages_received_total                        counter
 amptalk_agent_messages_processed_total                       counter
 amptalk_agent_messages_sent_total                            counter
@@ -212,6 +214,7 @@ AGENT = SimpleNamespace(
     queue_peak=8,
     oldest_age_s=0.25,
     in_flight=1,
+    unaccounted=2,
     types=(
         message_type(
             "text_input",
@@ -225,7 +228,7 @@ AGENT = SimpleNamespace(
 )  # fmt: skip
 IDLE_AGENT = SimpleNamespace(
     agent_id="a2", agent_name="Idle", orchestrator_name=None, running=False, uptime_s=0.0, queue_size=0,
-    time=TimeReading(), queue_peak=0, oldest_age_s=None, in_flight=0, types=(), states=(),
+    time=TimeReading(), queue_peak=0, oldest_age_s=None, in_flight=0, unaccounted=0, types=(), states=(),
 )  # fmt: skip
 ORCHESTRATOR = SimpleNamespace(
     name="meeting", running=2, stopped=1, routed={"text_input": 4}, undeliverable={("text_input", "unknown_target"): 1}
@@ -257,6 +260,7 @@ EXPECTED: dict[str, list[tuple[dict[str, str], Any]]] = {
     "amptalk.agent.queue.peak": [(WORKER, 8), (IDLE, 0)],
     "amptalk.agent.queue.oldest_age": [(WORKER, 0.25), (IDLE, 0.0)],
     "amptalk.agent.messages.in_flight": [(WORKER, 1), (IDLE, 0)],
+    "amptalk.agent.messages.unaccounted": [(WORKER, 2), (IDLE, 0)],
     "amptalk.agent.messages.received": [(TEXT, 9)],
     "amptalk.agent.messages.processed": [(TEXT, 4)],
     "amptalk.agent.messages.sent": [(TEXT, 2), (STATUS, 11)],
