@@ -17,6 +17,7 @@ from typing import Any
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.version import __version__ as sdk_version
 
 from amptalk_otel._guard import complain, guarded
 
@@ -44,6 +45,9 @@ _LOGGERS = (
 _HURRIED_WAIT_S = 0.2
 _EVENTS = ("_shutdown_event", "_shutdown_in_progress", "_shutdown_is_occuring")
 _RELEASE_MS = 30_000.0
+# Earlier versions tell what they made of each fork, also what is gone by then: each child would print a TypeError.
+_FORKS_NEED_THE_ENDED = tuple(int(part) for part in sdk_version.split(".")[:2]) < (1, 45)
+_ended: list[object] = []
 
 
 class Exports:
@@ -130,13 +134,16 @@ class SpansOut(BatchSpanProcessor):
         self._exports = Exports("spans")
         self._exports.take(exporter)
         super().__init__(_Spans(exporter, self._exports))
+        if _FORKS_NEED_THE_ENDED:
+            _ended.append(getattr(self, "_batch_processor", None))
 
     def end(self, timeout_millis: float = _RELEASE_MS) -> None:
         """Export what there is and end, in about that time. `shutdown` has no limit but half a minute."""
         self._exports.hurry()
-        batches: Any = getattr(self, "_batch_processor", None)
+        processor: Any = self  # the SDK has no types for these
+        batches = getattr(processor, "_batch_processor", None)
         if batches is None:  # in a version of the SDK that is laid out in another way
-            self.shutdown()
+            processor.shutdown()
         else:
             batches.shutdown(timeout_millis=int(timeout_millis))
 

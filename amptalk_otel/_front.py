@@ -90,6 +90,20 @@ class Front:
         self._connections = {connection: None for connection in self._connections if connection.state is State.ANSWER}
         self._close_returned()
 
+    def leave_to_parent(self) -> None:
+        """Called in a forked child, where no thread of ours runs: close the copies of all sockets, and say nothing.
+
+        What is connected stays connected to the parent, TLS included: neither is shut down here.
+        """
+        self._is_ending = True
+        self._selector.close()
+        for one in (self._listener, self._alarm, self._bell):
+            one.close()
+        for connection in (*self._connections, *self._returned):
+            connection.close()
+        self._connections.clear()
+        self._returned.clear()
+
     def _turn(self) -> None:
         events = self._selector.select(self._time_left_s())
         self._take_back()

@@ -12,7 +12,7 @@ from typing import Any
 import requests
 
 _EXPORTERS_OWN = frozenset(
-    {"accept", "accept-encoding", "connection", "content-encoding", "content-type", "user-agent"}
+    {"accept", "accept-encoding", "connection", "content-encoding", "content-type", "user-agent"},
 )
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ class Pipeline:
         self._ended = False
         self._lock = threading.Lock()
         self._process_id = os.getpid()
+        _all.add(self)
         atexit.register(self._at_exit)
 
     @property
@@ -329,6 +331,7 @@ def _protecting(config: Config) -> tuple[str | None, str | None]:
 
 # -- sharing -------------------------------------------------------------------------------------------
 
+_all: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 _shared: list[tuple[Pipeline, int]] = []
 _shared_lock = threading.Lock()
 
@@ -337,8 +340,9 @@ def _leave_to_parent() -> None:
     """In a forked child: what is shared there is the parent's, and so is the port."""
     global _shared_lock
     _shared_lock = threading.Lock()
-    for pipeline, _users in _shared:
+    for pipeline in list(_all):  # those as well that are just ending
         pipeline.leave_to_parent()
+    _all.clear()
     _shared.clear()
 
 

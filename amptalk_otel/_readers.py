@@ -41,6 +41,11 @@ def mark_collections(provider: MeterProvider) -> None:
     meter.create_observable_gauge(_MARKER, [lambda _options: [Observation(1)]])
 
 
+class _InAChild:
+    def nothing(self) -> None:
+        """There is nothing to be done."""
+
+
 class ProducingReader(PeriodicExportingMetricReader):
     """Pushes a producer's metrics together with those of the provider that it is registered with."""
 
@@ -81,8 +86,9 @@ class ProducingReader(PeriodicExportingMetricReader):
         with self._exports.under_way():
             super()._ticker()
 
-    def _at_fork_reinit(self) -> None:
-        """Nothing: the metrics are the parent's, who goes on pushing them. The SDK would push them a second time."""
+    # In a forked child: the metrics are the parent's, who goes on pushing them. The SDK would push them a second time.
+    # Bound to what is there for ever: the SDK before 1.45 raises in each child once the reader is gone.
+    _at_fork_reinit = _InAChild().nothing
 
     def _produced(self, timeout_millis: float) -> list[ScopeMetrics]:
         with self._order:  # a flush may come in between

@@ -79,7 +79,7 @@ class MetricsServer:
 
     def leave_to_parent(self) -> None:
         """Called in a forked child: the port is the parent's alone, who may want it again after a restart."""
-        self._front.close()
+        self._front.leave_to_parent()
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:

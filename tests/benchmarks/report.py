@@ -20,17 +20,18 @@ _PACKAGES = ("opentelemetry-sdk", "opentelemetry-exporter-prometheus", "promethe
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text already. All columns but the first are aligned right."""
+    """Cells are text already. The first `texts` columns are aligned left, the others right."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
+    texts: int = 1
 
     def markdown(self) -> str:
         for row in self.rows:
             if len(row) != len(self.head):
                 raise ValueError(f"{len(row)} cells under {len(self.head)} headings: {row}")
-        rule = ("---", *["---:"] * (len(self.head) - 1))
+        rule = ["---"] * self.texts + ["---:"] * (len(self.head) - self.texts)
         lines = [_line(self.head), "|" + "|".join(rule) + "|", *map(_line, self.rows)]
         return "\n".join([f"**{self.caption}**", "", *lines] if self.caption else lines)
 

@@ -72,7 +72,9 @@ class _Vanishing(SimpleAgent):
         return super().__getattribute__(name)
 
 
-@fault("attributes vanish", "`is_running`, `stats`, `tasks` … of agents are missing each second time that they are read")
+@fault(
+    "attributes vanish", "`is_running`, `stats`, `tasks` … of agents are missing each second time that they are read"
+)
 def attributes_vanish() -> Trial:
     return _tried_with(_Vanishing)
 
@@ -141,7 +143,7 @@ class _Slotted:
                 self.input_queue.task_done()
 
 
-class _SlottedWithoutReferences(_Slotted.__mro__[1]):  # type: ignore[misc,name-defined]
+class _SlottedWithoutReferences:
     """The same, and it can't be referred to weakly either."""
 
     __slots__ = ("agent_id", "handled", "input_queue", "is_running", "name", "tasks")
@@ -356,7 +358,7 @@ def odd_store() -> Trial:
 # -- messages and handlers -----------------------------------------------------------------------------
 
 
-class _Hostile:
+class _Hostile:  # noqa: PLW1641 - it has one
     """A payload that raises at whatever is done to it."""
 
     def __getattribute__(self, name: str) -> Any:
@@ -376,10 +378,8 @@ class _Hostile:
         raise RuntimeError("secret-payload")
 
 
-class _HostileMessage:
+class _HostileMessage:  # noqa: PLW1641 - the framework's messages can't be hashed either
     """A message that lets nobody but the program look at it, is equal to nothing and can't be hashed."""
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, index: int) -> None:
         self.payload = {"index": index, "hostile": _Hostile()}
@@ -405,7 +405,7 @@ def hostile_messages() -> Trial:
         stage.watch(roster)
         await agent.start()
         for index in range(MESSAGES):
-            await agent.enqueue_message(_HostileMessage(index))  # type: ignore[arg-type]
+            await agent.enqueue_message(_HostileMessage(index))
             if index % 24 == 0:
                 await pause()
         await agent.input_queue.join()
@@ -422,7 +422,7 @@ class _Fatal(BaseException):
     """What neither the program nor anybody else takes for an ordinary failure."""
 
 
-class _Strange(Exception):  # noqa: N818
+class _Strange(Exception):
     """An exception that can't be shown."""
 
     def __str__(self) -> str:
@@ -431,7 +431,10 @@ class _Strange(Exception):  # noqa: N818
     __repr__ = __str__
 
 
-@fault("`BaseException` from handlers", "one handler in eight ends with `_Fatal`, which ends its agent's loop, or with `GeneratorExit`")
+@fault(
+    "`BaseException` from handlers",
+    "one handler in eight ends with `_Fatal`, which ends its agent's loop, or with `GeneratorExit`",
+)
 def base_exceptions() -> Trial:
     return tried(_raising((_Fatal("secret-payload"), GeneratorExit("secret-payload"))))
 
@@ -474,7 +477,9 @@ def _raising(errors: tuple[BaseException, ...]) -> Callable[[Stage], Any]:
         if stage.handle is not None:
             (reading,) = stage.handle.read()
             failed = sum(number for kind in reading.types for number in kind.failed.values())
-            stage.lost += abs(reading.received - MESSAGES) + abs(reading.processed + failed + reading.dropped - MESSAGES)
+            stage.lost += abs(reading.received - MESSAGES) + abs(
+                reading.processed + failed + reading.dropped - MESSAGES
+            )
         return Outcome([handled, dict(ends)])
 
     return program

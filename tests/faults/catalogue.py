@@ -1,4 +1,4 @@
-"""Every fault: its name, how it is injected, what is compared, and the function that tries it."""
+"""Every fault: its name, how it is injected, and the function that tries it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class Fault:
 
     name: str
     how: str
-    compared: str
     attempt: Callable[[], Trial]
     needs: Callable[[], str | None]
+    in_own_process: bool
+    """Its program is; then stdout and exit status are compared, and stderr is what leaks."""
 
     @property
     def missing(self) -> str | None:
@@ -30,19 +31,16 @@ class Fault:
 
 _known: dict[str, Fault] = {}
 
-EVENTS = "messages handled, in order, with their results; sends; statuses; stdout"
-PROCESS = "stdout, stderr, exit status"
-
 
 def fault(
-    name: str, how: str, *, compared: str = EVENTS, needs: Callable[[], str | None] = lambda: None
+    name: str, how: str, *, needs: Callable[[], str | None] = lambda: None, own_process: bool = False
 ) -> Callable[[Callable[[], Trial]], Callable[[], Trial]]:
     """Register a function as the trial of a fault."""
 
     def register(attempt: Callable[[], Trial]) -> Callable[[], Trial]:
         if name in _known:
             raise ValueError(f"there are two faults of the name {name!r}")
-        _known[name] = Fault(name, how, compared, attempt, needs)
+        _known[name] = Fault(name, how, attempt, needs, own_process)
         return attempt
 
     return register

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import opentelemetry.exporter.otlp.proto.http.metric_exporter  # its import takes long, and is no fault  # noqa: F401
+import opentelemetry.exporter.otlp.proto.http.metric_exporter  # their import takes long, and is no fault
 import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401
 import trustme
 
@@ -32,7 +32,7 @@ Answer = Callable[[socket.socket], None]
 @contextmanager
 def answering(answer: Answer, strikes: Strikes, context: ssl.SSLContext | None = None) -> Iterator[int]:
     """A server that does to each connection what `answer` does."""
-    server = socket.create_server(("127.0.0.1", 0))
+    server = socket.create_server(("127.0.0.1", 0), backlog=64)
     open_: list[socket.socket] = []
     over = threading.Event()
 
@@ -61,16 +61,25 @@ def answering(answer: Answer, strikes: Strikes, context: ssl.SSLContext | None =
             client.close()
 
 
-def read_request(client: socket.socket) -> None:
-    """Read one request to its end, as far as it has one."""
+def read_request(client: socket.socket) -> bytes:
+    """Read one request to its end, as far as it has one; its first line."""
     client.settimeout(5)
     data = b""
     while b"\r\n\r\n" not in data:
-        data += client.recv(65536)
+        data += _received(client)
     head, _, body = data.partition(b"\r\n\r\n")
-    length = next((int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length")), 0)
+    lines = head.split(b"\r\n")
+    length = next((int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length")), 0)
     while len(body) < length:
-        body += client.recv(65536)
+        body += _received(client)
+    return lines[0]
+
+
+def _received(client: socket.socket) -> bytes:
+    received = client.recv(65536)
+    if not received:
+        raise ConnectionAbortedError
+    return received
 
 
 def _to(port: int, **changes: Any) -> Config:
@@ -145,7 +154,9 @@ def collector_refuses() -> Trial:
     return _tried_against(refuse)
 
 
-@fault("the certificate has expired", "the collector speaks TLS, with a certificate of the right name that ended a day ago")
+@fault(
+    "the certificate has expired", "the collector speaks TLS, with a certificate of the right name that ended a day ago"
+)
 def certificate_expired() -> Trial:
     with TemporaryDirectory() as folder:
         authority = trustme.CA()

@@ -121,7 +121,7 @@ def cancellation_storms() -> Trial:
                 agent.tasks.clear()
                 await agent.start()
             done = await asyncio.gather(sender, return_exceptions=True)
-            sent += done == [None]
+            sent += done[0] is None
             if index % 24 == 0:
                 await pause()
         await asyncio.wait_for(_emptied(agent), 20)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks.report import Table
-from tests.faults.catalogue import PROCESS, Fault, faults
+from tests.faults.catalogue import Fault, faults
 from tests.faults.trial import Trial
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -25,26 +26,26 @@ Findings = dict[str, Trial]
 
 def row(fault: Fault, trial: Trial) -> tuple[str, ...]:
     """One line of the table."""
-    blocked = "own process" if fault.compared == PROCESS else f"{1000.0 * trial.blocked_s:.0f} ms"
+    blocked = "no loop" if trial.blocked_s is None else f"{1000.0 * trial.blocked_s:.0f} ms"
     identical = "yes" if trial.is_identical else "NO"
     return fault.name, fault.how, f"{trial.tried:,}", identical, str(trial.lost), str(len(trial.leaked)), blocked
 
 
-def table(found: Findings, page: str = "") -> str:
+def table(found: Findings, page: str = "", all_faults: Sequence[Fault] | None = None) -> str:
     """Markdown, with all faults of the catalogue. What can't be tried on this Python has the row that it had in `page`.
 
     Raises ValueError where a fault was not tried, and has no such row.
     """
     former = {cells[0]: cells for cells in rows(page)}
     lines: dict[str, tuple[str, ...]] = {}
-    for fault in faults():
+    for fault in faults() if all_faults is None else all_faults:
         if fault.name in found:
             lines[fault.name] = row(fault, found[fault.name])
         elif fault.missing is not None and fault.name in former:
             lines[fault.name] = former[fault.name]
         else:
             raise ValueError(f"not tried here, so the table can't be written: {fault.name}")
-    return Table(HEAD, tuple(lines.values())).markdown()
+    return Table(HEAD, tuple(lines.values()), texts=2).markdown()
 
 
 def paste(page: str, content: str) -> str:

@@ -83,8 +83,8 @@ def clock_jumps() -> Trial:
             return chosen.choice((-3600.0, 0.0, 3600.0))
 
         with (
-            mock.patch.object(time, "time", lambda: now() + jump()),
-            mock.patch.object(time, "time_ns", lambda: now_ns() + int(jump() * 1e9)),
+            mock.patch.object(time, "time", side_effect=lambda: now() + jump()),
+            mock.patch.object(time, "time_ns", side_effect=lambda: now_ns() + int(jump() * 1e9)),
         ):
             yield
 
@@ -174,7 +174,8 @@ def _traced(make: Callable[[Strikes], Any]) -> Callable[[Stage], Any]:
 
     async def program(stage: Stage) -> Outcome:
         watch = stage.watch
-        stage.watch = lambda orchestrator: watch(orchestrator, tracer_provider=make(stage.strikes))  # type: ignore[method-assign]
+        own: Any = stage
+        own.watch = lambda orchestrator: watch(orchestrator, tracer_provider=make(stage.strikes))
         return await run(stage)
 
     return program
@@ -231,7 +232,7 @@ def propagator_raises() -> Trial:
 
     @contextmanager
     def failing(strikes: Strikes) -> Iterator[None]:
-        with mock.patch.object(_traces, "_propagator", lambda _names: _Failing(strikes)):
+        with mock.patch.object(_traces, "_propagator", return_value=_Failing(strikes)):
             yield
 
     config: Config = SERVED.with_changes(propagators=("tracecontext",))

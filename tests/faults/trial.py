@@ -16,7 +16,7 @@ import time
 import urllib.request
 import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,9 @@ from tests.workload import Log, Program
 MESSAGES = 240
 SECRETS = ("s3cret-header", "s3cret-password", "secret-payload", "is bad", "has no line")
 """Nothing that is logged may hold one: a header, a password, a payload, the messages of the program's exceptions."""
+
+BLOCKED_AT_MOST_S = 0.5
+"""How late the event loop may be: what hangs for good must not hold it, while a busy machine may for a moment."""
 
 _LIMIT_S = 40.0
 _WATCHED_LOGGERS = ("amptalk_otel", "opentelemetry", "grpc", "urllib3", "asyncio")
@@ -62,7 +65,8 @@ class Trial:
     watched: Outcome
     lost: int
     leaked: list[str]
-    blocked_s: float
+    blocked_s: float | None
+    """None where the program runs no event loop."""
 
     @property
     def is_identical(self) -> bool:
@@ -118,15 +122,14 @@ def lost(log: Log, readings: list[AgentReading]) -> int:
 # -- the program ---------------------------------------------------------------------------------------
 
 MakeProgram = Callable[[], Program]
+RunProgram = Callable[[Stage], Coroutine[Any, Any, Outcome]]
 
 
 def quick_program() -> Program:
     return Program(base_retry_delay=0.0)
 
 
-def ordinary(
-    make: MakeProgram = quick_program, messages: int = MESSAGES, *, counts: bool = True
-) -> Callable[[Stage], Awaitable[Outcome]]:
+def ordinary(make: MakeProgram = quick_program, messages: int = MESSAGES, *, counts: bool = True) -> RunProgram:
     """The program of `tests.workload`, paced so that scrapes and pushes fall into it.
 
     `counts`: whether its messages can be counted; if not, there must be no counts.
@@ -172,7 +175,7 @@ SERVED = Config(metrics_exporters=("prometheus",), prometheus_port=0)
 
 
 def tried(
-    program: Callable[[Stage], Awaitable[Outcome]],
+    program: RunProgram,
     fault: Callable[[Strikes], AbstractContextManager[Any]] = lambda _strikes: nullcontext(),
     *,
     config: Config | Callable[[Any], Config] = SERVED,
@@ -194,7 +197,7 @@ def tried(
 
 
 def _run_once(
-    program: Callable[[Stage], Awaitable[Outcome]], config: Config | None, strikes: Strikes, run: Callable[[Any], Any]
+    program: RunProgram, config: Config | None, strikes: Strikes, run: Callable[[Any], Any]
 ) -> tuple[Outcome, list[str], Stage, float]:
     _guard.forget_complaints()
     stage = Stage(config, strikes)
@@ -213,9 +216,7 @@ def _run_once(
     return outcome, leaked, stage, lateness.most_s
 
 
-async def _watched_over(
-    program: Callable[[Stage], Awaitable[Outcome]], stage: Stage, lateness: Lateness, leaked: list[str]
-) -> Outcome:
+async def _watched_over(program: RunProgram, stage: Stage, lateness: Lateness, leaked: list[str]) -> Outcome:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _loop, context: leaked.append(f"loop: {context.get('message')}"))
     with scraping(stage), lateness.measured(loop):

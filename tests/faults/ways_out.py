@@ -53,8 +53,8 @@ def _exporters(act: Callable[[], Any]) -> Iterator[None]:
             act()
 
     with (
-        mock.patch.object(_otlp, "metric_exporter", lambda _config: Metrics()),
-        mock.patch.object(_otlp, "span_exporter", lambda _config: Spans()),
+        mock.patch.object(_otlp, "metric_exporter", side_effect=lambda _config: Metrics()),
+        mock.patch.object(_otlp, "span_exporter", side_effect=lambda _config: Spans()),
         mock.patch.dict("os.environ", {"OTEL_BSP_SCHEDULE_DELAY": "50"}),
     ):
         yield
@@ -137,7 +137,13 @@ def _misbehaving(stage: Stage) -> AbstractContextManager[None]:
     def clients() -> Iterator[None]:
         kept: list[socket.socket] = []
         done, chosen = threading.Event(), random.Random(3)
-        said = (b"GET /metrics HTTP/1.1\r\n\r\n", b"\x00\xff" * 300, b"", b"POST / HTTP/9\r\nA: b\r\n\r\n", b"GET " + b"a" * 70_000)
+        said = (
+            b"GET /metrics HTTP/1.1\r\n\r\n",
+            b"\x00\xff" * 300,
+            b"",
+            b"POST / HTTP/9\r\nA: b\r\n\r\n",
+            b"GET " + b"a" * 70_000,
+        )
 
         def pester() -> None:
             while not done.wait(0.005):

@@ -1,11 +1,11 @@
 """`tox -e soak -- MINUTES`: constant churn for so long, a line each few seconds, and a verdict on what grows.
 
-Agents come and go, messages are handled, fail and are retried, somebody scrapes all the time, everything is pushed to a
-Collector (or, without one, to a receiver of our own) that is killed and started again.
+Agents come and go, messages are handled, fail and are retried, somebody scrapes all the time, everything is pushed to
+a Collector (or, without one, to a receiver of our own) that is killed and started again.
 
-After a warm-up of a quarter of the time, half a minute at least, each series of samples is cut into a first, a second and
-a last third. It grows if the median rises from third to third and, from the first to the last, by more than its allowance
-(below): steps, spikes and garbage that comes and goes are no growth, while what each agent or message leaves behind is.
+After a warm-up of a quarter of the time, half a minute at least, each series of samples is cut into a first, a second
+and a last third. It grows if the median rises from third to third and, from the first to the last, by more than its
+allowance (below): steps, spikes and garbage that comes and goes are no growth, while what each agent or message leaves behind is.
 Unaccounted messages may never be any.
 """
 

@@ -183,11 +183,12 @@ def test_a_pause_between_attempts_ends_with_the_program(protocol: str) -> None:
 
 
 def test_last_values_arrive_at_a_collector_that_is_up_again() -> None:
-    is_up, refused, paths = threading.Event(), threading.Event(), []
+    is_up, refused = threading.Event(), threading.Event()
+    requests: list[bytes] = []
 
     def answer(client: Any) -> None:
         while True:
-            paths.append(read_request(client))
+            requests.append(read_request(client))
             client.sendall(OK if is_up.is_set() else b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n")
             refused.set()
 
@@ -198,7 +199,7 @@ def test_last_values_arrive_at_a_collector_that_is_up_again() -> None:
         time.sleep(0.7)  # by now it pauses for more than a second
         is_up.set()
         assert pipeline.shutdown(TIMEOUT_S) is True
-    assert len(paths) >= 2
+    assert len(requests) >= 2
 
 
 # -- forks ---------------------------------------------------------------------------------------------
