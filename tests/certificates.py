@@ -30,9 +30,9 @@ class Authority:
         certificate = self._signed(name, self._key.public_key(), ())
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
-    def server(self, name: str = "server") -> tuple[Path, Path]:
+    def server(self, name: str = "server", *, is_expired: bool = False) -> tuple[Path, Path]:
         """A certificate for this machine, and its key."""
-        return self._pair(name, ExtendedKeyUsageOID.SERVER_AUTH, _SERVER_NAMES)
+        return self._pair(name, ExtendedKeyUsageOID.SERVER_AUTH, _SERVER_NAMES, is_expired=is_expired)
 
     def client(self, name: str, *sans: x509.GeneralName, is_expired: bool = False) -> tuple[Path, Path]:
         """A certificate for a client with these alternative names, and its key."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import random
 import socket
 import ssl
@@ -18,9 +17,9 @@ from typing import Any
 
 import opentelemetry.exporter.otlp.proto.http.metric_exporter  # their import takes long, and is no fault
 import opentelemetry.exporter.otlp.proto.http.trace_exporter  # noqa: F401
-import trustme
 
 from amptalk_otel import Config
+from tests.certificates import Authority
 from tests.faults.catalogue import fault
 from tests.faults.trial import Strikes, Trial, ordinary, tried
 from tests.faults.ways_out import PUSHED
@@ -155,16 +154,14 @@ def collector_refuses() -> Trial:
 
 
 @fault(
-    "the certificate has expired", "the collector speaks TLS, with a certificate of the right name that ended a day ago"
+    "the certificate has expired",
+    "the collector speaks TLS, with a certificate of the right name that ended an hour ago",
 )
 def certificate_expired() -> Trial:
     with TemporaryDirectory() as folder:
-        authority = trustme.CA()
-        yesterday = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=1)
-        authorities = Path(folder) / "authorities.pem"
-        authority.cert_pem.write_to_path(str(authorities))
+        authority = Authority(Path(folder))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("localhost", not_after=yesterday).configure_cert(context)
+        context.load_cert_chain(*authority.server(is_expired=True))
 
         def answer(client: socket.socket) -> None:
             read_request(client)
@@ -174,6 +171,6 @@ def certificate_expired() -> Trial:
             ordinary(),
             lambda strikes: answering(answer, strikes, context),
             config=lambda port: PUSHED.with_changes(
-                otlp_endpoint=f"https://localhost:{port}", otlp_certificate=str(authorities)
+                otlp_endpoint=f"https://localhost:{port}", otlp_certificate=str(authority.file)
             ),
         )

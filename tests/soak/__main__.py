@@ -5,8 +5,8 @@ a Collector (or, without one, to a receiver of our own) that is killed and start
 
 After a warm-up of a quarter of the time, half a minute at least, each series of samples is cut into a first, a second
 and a last third. It grows if the median rises from third to third and, from the first to the last, by more than its
-allowance (below): steps, spikes and garbage that comes and goes are no growth, while what each agent or message leaves behind is.
-Unaccounted messages may never be any.
+allowance (below): steps, spikes and garbage that comes and goes are no growth, while what each agent or message leaves
+behind is. Unaccounted messages may never be any.
 """
 
 from __future__ import annotations

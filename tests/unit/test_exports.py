@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import os
-import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
-from opentelemetry.sdk.metrics.export import MetricsData
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricsData
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
-from amptalk_otel import Config, _watch
-from amptalk_otel._exports import Exports
-from amptalk_otel._forks import after_fork
+from amptalk_otel import Config, _pipeline, _traces
+from amptalk_otel._exports import Exports, SpansOut
 from amptalk_otel._otlp import metric_exporter, span_exporter
 from amptalk_otel._pipeline import Pipeline
 from tests.faults.collectors import OK, answering, read_request
@@ -144,14 +142,17 @@ def test_shutdown_keeps_its_time_with_a_black_hole(protocol: str) -> None:
 
 
 def test_an_exporter_that_hangs_does_not_cost_the_others_their_last_values(
-    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(_pipeline, "ConsoleMetricExporter", lambda: ConsoleMetricExporter(out))
+    monkeypatch.setattr(_traces, "ConsoleSpanExporter", lambda: ConsoleSpanExporter(out=out))
     with answering(lambda _client: time.sleep(20), Strikes()) as port:
         exporters = ("otlp", "console")
         pipeline = Pipeline(pushing(port, metrics_exporters=exporters, traces_exporters=exporters))
         make_some(pipeline)
         assert pipeline.shutdown(1.0) is False
-    printed = capfd.readouterr().out
+    printed = out.getvalue()
     assert '"name": "things"' in printed
     assert '"name": "one"' in printed
 
@@ -202,33 +203,11 @@ def test_last_values_arrive_at_a_collector_that_is_up_again() -> None:
     assert len(requests) >= 2
 
 
-# -- forks ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
-def test_a_child_has_locks_of_its_own() -> None:
-    held, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with _watch._lock:
-            held.set()
-            done.wait(TIMEOUT_S)
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    held.wait(TIMEOUT_S)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        os._exit(7 if _watch._lock.acquire(timeout=5) else 8)
-    _, status = os.waitpid(child, 0)
-    done.set()
-    thread.join(TIMEOUT_S)
-    assert os.waitstatus_to_exitcode(status) == 7
-
-
-def test_where_there_are_no_forks_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "register_at_fork", raising=False)
-    after_fork(lambda: None)
+def test_spans_end_as_well_where_the_sdk_is_laid_out_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    spans_out = SpansOut(ConsoleSpanExporter())
+    laid_out: Any = vars(spans_out).pop("_batch_processor")
+    monkeypatch.setattr(BatchSpanProcessor, "shutdown", lambda _self: ended.append("once"))
+    spans_out.end(1000.0)
+    assert ended == ["once"]
+    laid_out.shutdown()
