@@ -33,6 +33,15 @@ def everything_logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCa
         yield caplog
 
 
+@pytest.fixture(autouse=True)
+def exports_end() -> Iterator[None]:
+    """What was left to a thread has failed before the next test looks at the log: its collector is gone."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("Otel"):
+            thread.join(TIMEOUT_S)
+
+
 def pushing(port: int, protocol: str = "http/protobuf", **changes: Any) -> Config:
     return Config(
         metrics_exporters=("otlp",),
@@ -62,7 +71,7 @@ def test_a_collector_that_is_down_costs_one_record_for_each_signal_and_no_text(
     protocol: str, everything_logged: pytest.LogCaptureFixture
 ) -> None:
     with refusing_port() as port:
-        pipeline = Pipeline(pushing(port, protocol, metric_export_interval_s=0.05, otlp_timeout_s=2.0))
+        pipeline = Pipeline(pushing(port, protocol, metric_export_interval_s=0.05, otlp_timeout_s=1.5))
         for _ in range(2):
             make_some(pipeline)
             pipeline.flush(TIMEOUT_S)
