@@ -60,8 +60,8 @@ def answering(answer: Answer, strikes: Strikes, context: ssl.SSLContext | None =
             client.close()
 
 
-def read_request(client: socket.socket) -> bytes:
-    """Read one request to its end, as far as it has one; its first line."""
+def read_request(client: socket.socket) -> tuple[bytes, bytes]:
+    """Read one request to its end, as far as it has one; its first line and its body."""
     client.settimeout(5)
     data = b""
     while b"\r\n\r\n" not in data:
@@ -71,7 +71,7 @@ def read_request(client: socket.socket) -> bytes:
     length = next((int(line.split(b":")[1]) for line in lines if line.lower().startswith(b"content-length")), 0)
     while len(body) < length:
         body += _received(client)
-    return lines[0]
+    return lines[0], body
 
 
 def _received(client: socket.socket) -> bytes:

@@ -198,7 +198,7 @@ def test_last_values_arrive_at_a_collector_that_is_up_again() -> None:
 
     def answer(client: Any) -> None:
         while True:
-            requests.append(read_request(client))
+            requests.append(read_request(client)[0])
             client.sendall(OK if is_up.is_set() else b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n")
             refused.set()
 
