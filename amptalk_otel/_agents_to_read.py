@@ -25,8 +25,8 @@ class AgentReader(Protocol):
     def recorder_id(self) -> int:
         """The same for two readers of one agent."""
 
-    def read(self) -> AgentReading:
-        """The agent at this moment."""
+    def read(self, life: int | None = None) -> AgentReading:
+        """The agent at this moment; `life` is told in place of its `recorder_id`."""
 
 
 class AgentsToRead:
@@ -50,14 +50,18 @@ class AgentsToRead:
 
     def __iter__(self) -> Iterator[AgentReading]:
         for identity, readers in self._series.items():
-            reading = self._alone(readers[0]) if len(readers) == 1 else one_agent(self._each(readers))
+            life = self._lives.get(identity)
+            if len(readers) == 1:  # nearly always
+                reading = self._alone(readers[0], life)
+            else:
+                reading = one_agent(self._each(readers))
+                if reading is not None and life is not None:
+                    reading = replace(reading, recorder_id=life)
             if reading is not None:
-                life = self._lives.get(identity, reading.recorder_id)
-                yield reading if life == reading.recorder_id else replace(reading, recorder_id=life)
+                yield reading
 
-    def _alone(self, reader: AgentReader) -> AgentReading | None:
-        """Nearly all are."""
-        reading = guarded("reading an agent", reader.read)
+    def _alone(self, reader: AgentReader, life: int | None) -> AgentReading | None:
+        reading = guarded("reading an agent", reader.read, life)
         self._breathe()
         return reading if reading is None or len(reading.states) < 2 else joined_states(reading)
 

@@ -194,15 +194,15 @@ class KeptReader:
     def recorder_id(self) -> int:
         return id(self._recorder)
 
-    def read(self) -> AgentReading:
+    def read(self, life: int | None = None) -> AgentReading:
         """All of it. Its time does not go on."""
         types, queue_size, moment = read_types(self._recorder, lambda: None)
         agent_id, agent_name, orchestrator_name = self.identity
         return AgentReading(
             agent_id, agent_name, orchestrator_name, running=False, uptime_s=0.0, queue_size=queue_size,
             oldest_age_s=None, types=types, states=tuple(map(read_state, self._recorder.states)),
-            recorder_id=self.recorder_id, time=self._recorder.times.read_as_it_is(moment.now, moment.spent),
-            in_flight=moment.in_hand,
+            recorder_id=self.recorder_id if life is None else life, in_flight=moment.in_hand,
+            unaccounted=moment.unaccounted, time=self._recorder.times.read_as_it_is(moment.now, moment.spent),
         )  # fmt: skip
 
 

@@ -83,6 +83,12 @@ class AgentReading:
     """Where the time went since the agent is watched."""
     in_flight: int = 0
     """Messages that the agent has in hand; what each type counted adds up to the same."""
+    unaccounted: int = 0
+    """Messages of which nobody knows where they are: 0 if all is right.
+
+    What was counted is compared with the inbox's own length, and with the messages in hand. Negative for messages
+    that were not seen to come.
+    """
 
     @property
     def received(self) -> int:
@@ -99,16 +105,6 @@ class AgentReading:
     @property
     def dropped(self) -> int:
         return sum(sum(reading.dropped.values()) for reading in self.types)
-
-    @property
-    def unaccounted(self) -> int:
-        """Messages of which nobody knows where they are: 0 if all is right.
-
-        What was counted is compared with the inbox's own length, and with the messages in hand. Negative for messages
-        that were not seen to come.
-        """
-        ended = self.processed + self.failed + self.dropped
-        return self.received - ended - self.in_flight - self.queue_size
 
     @property
     def sent(self) -> int:
@@ -168,6 +164,7 @@ class Moment(NamedTuple):
     spent: Spent
     peak: int
     in_hand: int
+    unaccounted: int = 0
 
 
 def read_types(
@@ -196,7 +193,17 @@ def read_types(
         time.sleep(_PAUSE_S if index < _TRIES else _LONG_PAUSE_S)
     types, length, moment = _read(recorder), queue_size(), _moment(recorder)
     recorder.disagreed = recorder.last_read, length, moment.in_hand
-    return types, sum([reading.queued for reading in types]) if length is None else length, moment
+    return _told_apart(types, length, moment)
+
+
+def _told_apart(
+    types: tuple[TypeReading, ...], length: int | None, moment: Moment
+) -> tuple[tuple[TypeReading, ...], int, Moment]:
+    """What was read though it does not agree: by the counts, more or fewer messages wait or are in flight."""
+    queued = sum([reading.queued for reading in types])
+    in_flight = sum([reading.in_flight for reading in types])
+    waiting = queued if length is None else length
+    return types, waiting, moment._replace(unaccounted=queued - waiting + in_flight - moment.in_hand)
 
 
 def _moment(recorder: AgentRecorder) -> Moment:

@@ -294,7 +294,7 @@ class AgentHook:
         """The same for all who watch the agent."""
         return id(self.recorder)
 
-    def read(self) -> AgentReading:
+    def read(self, life: int | None = None) -> AgentReading:
         """The agent at this moment; callable from any thread."""
         agent = self.agent_ref()
         departed = agent is None or self.recorder.departed_at is not None
@@ -311,12 +311,13 @@ class AgentHook:
             oldest_age_s=None if departed else oldest_age_s(self.recorder),
             types=types,
             states=self._read_states(departed=departed),
-            recorder_id=id(self.recorder),
+            recorder_id=id(self.recorder) if life is None else life,
             queue_peak=max(queue_size, moment.peak),
             time=self.recorder.times.read(
                 moment.now, moment.spent, is_running=running, started_at=self.recorder.started_at
             ),
             in_flight=moment.in_hand,
+            unaccounted=moment.unaccounted,
         )
 
     def _queue_size(self) -> int | None:
