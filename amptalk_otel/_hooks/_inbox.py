@@ -15,11 +15,12 @@ from types import CoroutineType
 from typing import Any
 
 from amptalk_otel import _guard
-from amptalk_otel._agent_recorder import NOTHING, AgentRecorder, TaskReference, nobody
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._buckets import DURATION_BOUNDS_S
 from amptalk_otel._hooks._tasks import callers, current_task
 from amptalk_otel._patch import Patches, Wrap
 from amptalk_otel._type_recorder import TypeRecorder
+from amptalk_otel._under_way import NOTHING, TaskReference, nobody
 from amptalk_otel._waiting import UNKNOWN_ARRIVAL, ByMessage, InOrder
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from amptalk_otel._agent_recorder import IN_WORK, NOTHING, AgentRecorder, Flight, Retrying
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._buckets import DURATION_BOUNDS_S
 from amptalk_otel._guard import guarded, swallow
 from amptalk_otel._hooks._tasks import callers
@@ -16,6 +16,7 @@ from amptalk_otel._labels import error_type_of
 from amptalk_otel._patch import Patches, covering_one_argument
 from amptalk_otel._tracing._agent import AgentTracing, Attempts, Work
 from amptalk_otel._type_recorder import TypeRecorder
+from amptalk_otel._under_way import IN_WORK, NOTHING, Flight, Retrying
 
 _TRACED = "process_traced"
 _WRAPPERS = ("process_watched", _TRACED)

@@ -13,11 +13,12 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
 from amptalk_otel import AgentReading
-from amptalk_otel._agent_recorder import NOTHING, AgentRecorder, nobody
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._hooks._agent import AgentHook
 from amptalk_otel._reading import read_types
 from amptalk_otel._timesheet import TimeReading
 from amptalk_otel._traces import message_tracer
+from amptalk_otel._under_way import NOTHING, nobody
 from amptalk_otel.adapters import AgentAdapter, CoreAdapter, FrameworkAdapter
 from amptalk_otel.demo.runtime import Message
 from tests.core_runtime import CoreAgent, CoreMessage, Status

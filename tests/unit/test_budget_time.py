@@ -235,8 +235,9 @@ def test_sums_are_the_same_in_any_order() -> None:
             recorder = AgentRecorder("a", "A", clock=lambda: 100.0)
             recorder.times.run(0.0, (0.0, 0.0, 0.0))
             recorder.times.stop(end_s, (0.1, 0.0, 0.0))
-            ledger.keep(recorder)
-        (kept,) = ledger.kept()
+            ledger.report(recorder)
+            ledger.retire([recorder])
+        (kept,) = ledger.settled().kept
         sums.add(kept.read().time)
     (told,) = sums
     assert (told.busy_s, told.running_s) == (0.4, 1.3)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from amptalk_otel import _recorder
-from amptalk_otel._agent_recorder import AgentRecorder, nobody
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._labels import MAX_DISTINCT, OTHER, RETIRED
 from amptalk_otel._reading import TypeReading, read_types
 from amptalk_otel._recorder import (
@@ -22,6 +22,7 @@ from amptalk_otel._recorder import (
     StateOwner,
     StateRecorder,
 )
+from amptalk_otel._under_way import nobody
 from tests.support import Clock
 
 make_enum: Any = Enum

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from amptalk_otel import Instrumentation, instrument_orchestrator
-from amptalk_otel._agent_recorder import IN_WORK, NOTHING, AgentRecorder, nobody
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._hooks._processing import Processing
 from amptalk_otel._labels import RETIRED
 from amptalk_otel._reading import read_types
+from amptalk_otel._under_way import IN_WORK, NOTHING, nobody
 from amptalk_otel.demo.runtime import Orchestrator
 from tests.support import CONFIG, Scripted, hold, hooked, in_loop, note, provider_and_reader, series, settle
 
