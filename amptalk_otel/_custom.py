@@ -8,13 +8,14 @@ import re
 import threading
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from amptalk_otel._catalogue import CATALOGUE, Kind
 from amptalk_otel._guard import complain
+from amptalk_otel._labels import valid
 from amptalk_otel._per_agent import PerAgent, Series, attributes_of
 from amptalk_otel._version import __version__
 
@@ -81,14 +82,15 @@ Agents = Callable[[], Iterable[tuple[Any, Series]]]
 class CustomMetrics:
     """The definitions of one monitor, reported while it collects."""
 
-    def __init__(self, scope: str, agents: Agents) -> None:
-        self.scope = scope
+    def __init__(self, agents: Agents) -> None:
+        self.scope = ""
         self.agents = agents
         self._definitions: dict[str, Definition] = {}
 
     def define(self, definition: Definition, provider: MeterProvider | None) -> None:
         """Add a definition, reported to `provider` at once. Raises ValueError for one that can't be used."""
         definition.check()
+        definition = replace(definition, description=valid(definition.description))
         others = [other.shape for other in self._definitions.values()]
         page = _page_of(provider) if provider is not None else None
         if page is not None:

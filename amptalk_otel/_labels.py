@@ -19,12 +19,24 @@ MAX_LENGTH = 128
 """Characters kept of an attribute value."""
 
 
+_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), " ")
+"""Nobody can tell them apart on a screen, and a terminal does what they say."""
+
+
 def clean(value: object) -> str:
-    """`value` as an attribute: text that every exporter can encode, at most MAX_LENGTH characters."""
-    if type(value) is str and 0 < len(value) <= MAX_LENGTH and value.isascii():
+    """`value` as an attribute: text that every exporter can encode, at most MAX_LENGTH characters, no controls.
+
+    What becomes the same text is the same series, and is added up.
+    """
+    if type(value) is str and 0 < len(value) <= MAX_LENGTH and value.isascii() and value.isprintable():
         return value  # as nearly all are
     text = value if isinstance(value, str) else str(value)
-    return text[:MAX_LENGTH].encode("utf-8", "replace").decode("utf-8") or OTHER
+    return valid(text[:MAX_LENGTH]) or OTHER
+
+
+def valid(text: str) -> str:
+    """`text` as every exporter can encode it."""
+    return text.encode("utf-8", "replace").decode("utf-8").translate(_CONTROLS)
 
 
 def message_of(item: Any) -> Any:

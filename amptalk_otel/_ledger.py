@@ -44,9 +44,13 @@ class Ledger:
         self._begun = 0  # series, so far
 
     def series_for(self, identity: Identity, most: int) -> Identity:
-        """The series for another agent: its own while there are less than `most`, or if there is one already."""
+        """The series for another agent: its own while there are less than `most`, or if there is one already.
+
+        Not one of ours, whatever the agent calls itself.
+        """
         with self._lock:
-            if identity in self._members or self._named < most:
+            is_named = identity[0] not in (OTHER, RETIRED)
+            if is_named and (identity in self._members or self._named < most):
                 return identity
             return OTHER, OTHER, identity[2]
 

@@ -46,6 +46,7 @@ from amptalk_otel import _bridge, _otlp
 from amptalk_otel._exposition import MetricsPage
 from amptalk_otel._forks import after_fork
 from amptalk_otel._guard import guarded, logger, swallow
+from amptalk_otel._labels import valid
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
 from amptalk_otel._protection import OPEN, Protection, UnusableError
 from amptalk_otel._readers import InstrumentsReader, ProducingReader, mark_collections
@@ -56,6 +57,7 @@ from amptalk_otel.config import Config
 
 _EXIT_TIMEOUT_S = 5.0
 _NO_LIMIT = 2**31 - 1
+_MAX_RESOURCE_LENGTH = 1024
 _EXEMPLAR_FILTERS: dict[str, Callable[[], ExemplarFilter]] = {
     "always_on": AlwaysOnExemplarFilter,
     "always_off": AlwaysOffExemplarFilter,
@@ -275,7 +277,12 @@ def _resource(config: Config) -> Resource:
     }
     if config.service_name is not None:
         attributes["service.name"] = config.service_name
-    return Resource(attributes)
+    return Resource({valid(key): _valid(value) for key, value in attributes.items()})
+
+
+def _valid(value: Any) -> Any:
+    """A text that the environment holds may be of any bytes, and one that can't be encoded would cost every export."""
+    return valid(value[:_MAX_RESOURCE_LENGTH]) if isinstance(value, str) else value
 
 
 class _Ending:

@@ -66,7 +66,7 @@ class PerformanceMonitor:
         self._pipeline: _pipeline.Pipeline | None = None
         self._provider: MeterProvider | None = None
         self._watch: Watch | None = None
-        self._custom = CustomMetrics(f"{SCOPE_NAME}.{name}", self._told_agents)
+        self._custom = CustomMetrics(self._told_agents)
         self._configure(
             name=name,
             enable_prometheus=enable_prometheus,
@@ -87,7 +87,7 @@ class PerformanceMonitor:
         include_agent_metrics: bool,
     ) -> None:
         self._config = _config_of(enable_prometheus, prometheus_port, collection_interval_seconds)
-        self._custom.scope = f"{SCOPE_NAME}.{name}"
+        self._custom.scope = f"{SCOPE_NAME}.{clean(name)}"
         self.name = name
         self.enable_prometheus = enable_prometheus
         self.prometheus_port = prometheus_port
@@ -116,7 +116,7 @@ class PerformanceMonitor:
 
         Begins to collect. After `stop_collecting` its instruments tell nothing any more: ask again.
         """
-        return self._begin().get_meter(f"{SCOPE_NAME}.{self.name}", __version__)
+        return self._begin().get_meter(self._custom.scope, __version__)
 
     def _adopt(self, settings: dict[str, Any]) -> None:
         """Take other settings, by the names of the constructor's arguments, unless they are in use already."""
@@ -183,8 +183,8 @@ class PerformanceMonitor:
     def _told_agents(self) -> list[tuple[Any, tuple[str, str]]]:
         """The agents that are watched, with `agent.id` and `agent.name` of the series that they are in."""
         watch = self._watch
-        agents = self._live_agents() if watch is not None else []
-        return [(agent, series) for agent in agents if watch and (series := watch.series_of(agent)) is not None]
+        told = [(agent, watch.series_of(agent)) for agent in self._live_agents()] if watch is not None else []
+        return [(agent, series) for agent, series in told if series is not None]
 
     # -- own measurements ----------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ class AgentHook:
 
     def _reason(self, message: Any) -> str:
         reason = guarded("looking at a failed send", self._adapter.undelivered_reason, self.agent_ref(), message)
-        return str(reason or "error")
+        return clean(reason or "error")
 
     def _cover_start(self, start: Callable[..., Any]) -> Callable[..., Any]:
         async def start_watched(*args: Any, **kwargs: Any) -> Any:

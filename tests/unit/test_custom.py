@@ -123,8 +123,10 @@ def test_read_is_called_when_somebody_asks_and_not_before(monitor: PerformanceMo
 
 
 def test_a_description_of_any_text_leaves_the_page_intact(monitor: PerformanceMonitor) -> None:
-    monitor.observe("program.odd", lambda: 1, description='line\nline "quoted" \\ ünïcode', per="process")
-    assert page_of(monitor).value("program_odd") == 1
+    monitor.observe("program.odd", lambda: 1, description='line\nline "quoted" \\ ünïcode \ud800', per="process")
+    page = page_of(monitor)
+    assert page.value("program_odd") == 1
+    assert '# HELP program_odd line line "quoted" \\\\ ünïcode ?\n' in page.text
 
 
 def test_the_meter_is_for_everything_else(monitor: PerformanceMonitor) -> None:

@@ -18,7 +18,8 @@ from tests.support import note
     [
         ("plain", "plain"),
         ("Grüße 日本 🎙", "Grüße 日本 🎙"),
-        ("line\nbreak", "line\nbreak"),
+        ("line\nbreak\r\t\0\x7f\x85.", "line break     ."),
+        ("\n", " "),
         (5, "5"),
         (None, "None"),
         ("", OTHER),
