@@ -412,7 +412,8 @@ sum by (agent_name, reason) (increase(amptalk_agent_messages_undeliverable_total
 ## Good to know
 
 - **Attributes are bounded.** After 50 values of `message.type` at an agent, or of `error.type` at one of its types, the rest is
-  counted as `_OTHER`. A value has at most 128 characters.
+  counted as `_OTHER`. A value has at most 128 characters; control characters and line breaks are blanks in it, what is no Unicode
+  is `?`, and an empty one is `_OTHER`. Two names of which that makes the same text are one series: their counts are added up.
 - **A counter that is 0 has no series.** It appears with the first message that it counts.
 - **Series go with their agent.** The last values of an agent that was let go stay for `departed_agents_linger_s` (five
   minutes), so that the next scrape sees them; then what it counted is in `_RETIRED`: see [Many agents](#many-agents).
@@ -430,15 +431,25 @@ sum by (agent_name, reason) (increase(amptalk_agent_messages_undeliverable_total
 The number of series is bounded, and no sum over agents changes because of it.
 
 - **`agent.id="_OTHER"`.** One page, or one `MeterProvider`, has series of their own for `max_agents` agents (1,000). Those
-  beyond it are together in one series. A place that gets free is given to the next agent; one that is in `_OTHER` stays there.
+  beyond it are together in one series. A place that gets free is given to the next agent; one that is in `_OTHER` stays there
+  until it leaves and comes back. A place is free when the series of its agent is gone. An agent that calls itself `_OTHER` or
+  `_RETIRED` is in `_OTHER` too.
 - **`agent.id="_RETIRED"`.** Counters and histograms of agents that left, added up, once their own series are gone. An agent
-  that has not finished its messages keeps its series until then. One that comes back later begins from zero in a series of its
-  own.
+  that has not finished its messages keeps its series until then. One that comes back before goes on in its series; one that
+  comes back later begins from zero in a series of its own. Where others are in the series of an agent that leaves, what it counted
+  stays there, from the moment at which it is done.
 - **Random ids.** The framework gives each agent a random id. `AMPTALK_OTEL_AGENT_GROUPING=name` makes one series of all agents
   of a name, `class` of all of a class: counters, queue lengths and histograms are added up, ages are those of the oldest, and
   the peak is the highest of any one inbox. (The sum of peaks would be a length that there may never have been.)
-- **Which agents.** `AMPTALK_OTEL_AGENTS_INCLUDE` and `AMPTALK_OTEL_AGENTS_EXCLUDE` take shell patterns of ids or names. What is
-  excluded is not touched.
+- **Which agents.** `AMPTALK_OTEL_AGENTS_INCLUDE` and `AMPTALK_OTEL_AGENTS_EXCLUDE` take shell patterns (`*`, `?`, `[ab]`; upper and
+  lower case are told apart) of whole ids or names. An agent is watched if its id or its name matches one that includes, or none is
+  given, and neither matches one that excludes. It is decided when the agent is registered. What is excluded is not touched.
+- **Your own metrics.** What `monitor.observe` reads of agents is in the same series, added up where several agents are in one (a
+  gauge has the highest value), and not there for agents that are excluded. A counter is read once more when its agent is removed,
+  and what it counted goes to `_RETIRED` at once, or stays in the series of others; gauges and up-down counters end with their
+  agent. `measure_execution_time` keeps to the same series; ids of no agent have series of their own as long as there are less than
+  `max_agents` ids.
+- **Spans** have the agent's own id in `gen_ai.agent.id`, however it is shown in metrics: they are no series.
 
 No counter falls on the way from one series to another, so a rate over all agents is right:
 

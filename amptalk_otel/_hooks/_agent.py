@@ -242,7 +242,7 @@ class AgentHook:
             return
         if self._state is not None:
             self._state.release(self._tracer)
-        self._state = hook_state_manager(manager, self.recorder, self._tracer)
+        self._state = hook_state_manager(manager, self.recorder, self._tracer, (self.agent_id, self.agent_name))
 
     def _started_at(self, agent: Any) -> float | None:
         """When an agent that runs already was started, on our clock."""

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._forks import after_fork
 from amptalk_otel._guard import guarded, swallow
 from amptalk_otel._labels import OTHER, clean
@@ -24,8 +23,10 @@ OPERATIONS = (("save_state", "write"), ("load_state", "read"), ("delete_state", 
 class StateManagerHook:
     """The wrappers on one state manager. Holds it weakly."""
 
-    def __init__(self, manager: Any, recorder: StateRecorder) -> None:
+    def __init__(self, manager: Any, recorder: StateRecorder, agent: tuple[str, str] | None = None) -> None:
+        """`agent`: id and name of the one that has the manager."""
         self.recorder = recorder
+        self._agent = agent
         self.tracers: list[MessageTracer | None] = []  # one of each user; the first there is makes the spans
         self._manager = weakref.ref(manager)
         self._forget = weakref.finalize(manager, _hooks.pop, id(manager), None)
@@ -65,9 +66,8 @@ class StateManagerHook:
         if tracer is None or not self._patches.active:
             return None
         attributes = {"state.storage": self.recorder.storage, "state.operation": operation}
-        owner = self.recorder.owner
-        if isinstance(owner, AgentRecorder):
-            attributes.update(of_agent(owner.agent_id, owner.agent_name))
+        if self._agent is not None:
+            attributes.update(of_agent(*self._agent))
         return tracer.start_inside(method, attributes)
 
     def is_for(self, manager: Any) -> bool:
@@ -112,7 +112,10 @@ _hooks: dict[int, StateManagerHook] = {}  # by id of the manager; one hook howev
 
 
 def hook_state_manager(
-    manager: Any, owner: StateOwner | None = None, tracer: MessageTracer | None = None
+    manager: Any,
+    owner: StateOwner | None = None,
+    tracer: MessageTracer | None = None,
+    agent: tuple[str, str] | None = None,
 ) -> StateManagerHook:
     """The hook on `manager`, new or shared; what it measures belongs to the first `owner` that asked.
 
@@ -122,7 +125,7 @@ def hook_state_manager(
         hook = _hooks.get(id(manager))
         if hook is None or not hook.is_for(manager):
             recorder = _recorder_for(manager, owner if owner is not None else StateOwner())
-            hook = _hooks[id(manager)] = StateManagerHook(manager, recorder)
+            hook = _hooks[id(manager)] = StateManagerHook(manager, recorder, agent)
         hook.tracers.append(tracer)
         return hook
 

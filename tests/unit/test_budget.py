@@ -173,6 +173,9 @@ def test_agents_may_be_grouped(ways: Callable[..., Ways], grouping: str, expecte
         ({"agents_include": ("id-1", "*-2")}, {"id-1", "id-2"}),
         ({"agents_exclude": ("agent [01]",)}, {"id-2"}),
         ({"agents_include": ("id-*",), "agents_exclude": ("id-2",)}, {"id-0", "id-1"}),
+        ({"agents_include": ("ID-*", "id", "agent ?")}, {"id-0", "id-1", "id-2"}),
+        ({"agents_include": ("AGENT *", "gent 1")}, set()),
+        ({"agents_include": ("id-1", "agent 2"), "agents_exclude": ("agent 1", "nobody")}, {"id-2"}),
     ],
 )
 def test_only_some_agents_are_watched(
@@ -576,5 +579,24 @@ def test_agents_that_leave_do_not_use_up_the_series_of_an_sdk(ways: Callable[...
                 for place in range(number - 249, number + 1):
                     town.orchestrator.unregister_agent(f"id-{place}")
         assert by_agent(series(town.reader), "amptalk.agent.message.wait.duration") == {RETIRED: 2250}
+
+    run()
+
+
+@pytest.mark.parametrize("agent_id", ["", OTHER, RETIRED])
+def test_agents_that_call_themselves_as_we_do_use_up_no_series(ways: Callable[..., Ways], agent_id: str) -> None:
+    @in_loop
+    async def run() -> None:
+        town = ways(max_agents=2)
+        for number in range(5):
+            one = agent(number)
+            one.agent_id = agent_id
+            town.orchestrator.agents[str(number)] = one
+            for told in (town.by_us, town.by_sdk):
+                _watch(told).agent_registered(one)
+            await handle(one, note())
+        for found in town.all():
+            assert by_agent(found, RECEIVED) == {OTHER: 5}
+            assert len([name for name, _attributes in found if name == RECEIVED]) == 1
 
     run()
