@@ -96,6 +96,7 @@ class AgentsToRead:
         found._lives = lives
         for reader in (*(reader for reader in self.readers if reader.recorder_id in reported), *kept):
             found._series.setdefault(reader.identity, []).append(reader)
+            self._breathe()
         return found
 
     def those(self, wanted: Callable[[Identity], bool]) -> AgentsToRead:

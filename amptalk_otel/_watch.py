@@ -7,6 +7,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 from amptalk_otel._agent_recorder import AgentRecorder
@@ -25,6 +26,8 @@ from amptalk_otel._sources import Breathe, Bridge
 from amptalk_otel._tracing._tracer import MessageTracer, first_tracer
 from amptalk_otel.adapters import AgentAdapter, adapter_for, tells_message_type_as_it_is
 from amptalk_otel.config import Config
+
+_RETIRED_AT_ONCE = 50
 
 _lock = threading.RLock()
 
@@ -230,7 +233,7 @@ class Watch:
             self._leaving.append(hook)
         else:
             self._departed[hook.agent_id] = hook, hook.recorder.clock()
-        self._retire_those_gone(all_of_them=False)  # also where nobody reads
+        self._retire_those_gone()  # also where nobody reads
 
     def series_of(self, agent: Any) -> tuple[str, str] | None:
         """`agent.id` and `agent.name` of the series that an agent is in; None for one that is not watched."""
@@ -243,8 +246,8 @@ class Watch:
 
     def agents(self, breathe: Breathe = lambda: None) -> AgentsToRead:
         """Every agent, those included that left a short while ago. `breathe` is called after each reading."""
+        self._forget_agents(breathe)
         with _lock:
-            self._forget_agents()
             hooks = self._hooks()
         return AgentsToRead(hooks, breathe)
 
@@ -256,8 +259,7 @@ class Watch:
         """Everything at this moment; the agents when somebody goes through them."""
         operations = read_operations(self.operations)
         if not self._reports_agents:
-            with _lock:
-                self._forget_agents()
+            self._forget_agents(breathe)
             return Snapshot(machine=self._reports_machine, operations=operations)
         orchestrator = self._orchestrator
         reading = guarded("reading the orchestrator", orchestrator.read) if orchestrator is not None else None
@@ -270,27 +272,39 @@ class Watch:
             states=tuple(state for state in states if state is not None),
         )
 
-    def _forget_agents(self) -> None:
+    def _forget_agents(self, breathe: Breathe) -> None:
         """Agents that the program dropped without unregistering them, and those that are gone for long enough."""
-        for key, shared in list(self._agents.items()):
-            if shared.hook.agent_ref() is None:
-                del self._agents[key]
-                self._let_go(shared)
-        self._retire_those_gone(all_of_them=True)
+        with _lock:
+            for key, shared in list(self._agents.items()):
+                if shared.hook.agent_ref() is None:
+                    del self._agents[key]
+                    self._let_go(shared)
+        while self._leaving or self._departed:
+            with _lock:
+                self._look_at = 1
+                if not self._retire_those_gone():
+                    break
+            breathe()
 
-    def _retire_those_gone(self, *, all_of_them: bool) -> None:
-        """Those whose time is up, in the order in which they left; and of the others, now and then, who is done."""
+    def _retire_those_gone(self) -> bool:
+        """Those whose time is up, in the order in which they left; and of the others, now and then, who is done.
+
+        Not too many at a time: the event loop may wait for us. Returns whether there are more.
+        """
         while self._departed:
             agent_id, (hook, left_at) = next(iter(self._departed.items()))
             if hook.recorder.clock() - left_at <= self._config.departed_agents_linger_s:
                 break
             del self._departed[agent_id]
             self._leaving.append(hook)
-        if self._leaving and (all_of_them or len(self._leaving) >= self._look_at):
-            gone = {hook for hook in self._leaving if hook.is_quiet}
-            self._leaving = [hook for hook in self._leaving if hook not in gone]
-            self._look_at = 2 * len(self._leaving) + 1
-            self._retire([hook.recorder for hook in gone])
+        if len(self._leaving) < self._look_at:
+            return False
+        gone = set(islice((hook for hook in self._leaving if hook.is_quiet), _RETIRED_AT_ONCE))
+        self._leaving = [hook for hook in self._leaving if hook not in gone]
+        is_all = len(gone) < _RETIRED_AT_ONCE
+        self._look_at = 2 * len(self._leaving) + 1 if is_all else 1
+        self._retire([hook.recorder for hook in gone])
+        return not is_all
 
     def _retire(self, recorders: Iterable[AgentRecorder]) -> None:
         """In one step with being forgotten, for those who read: under our lock."""
