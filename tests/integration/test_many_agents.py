@@ -86,7 +86,7 @@ class Crowd:
     here: deque[Worker] = field(default_factory=deque)
     made: int = 0
     messages: int = 0
-    came_back: int = 0
+    nameless: deque[str] = field(default_factory=lambda: deque(maxlen=50))  # ids of agents that are or were in `_OTHER`
 
     async def go_on(self, agents: int, at_once: int) -> None:
         """So many more come in waves; those that are there for longest go, as long as there are too many."""
@@ -161,14 +161,15 @@ class Crowd:
         while self.here:
             await self._go(self.here.popleft(), self.made + len(self.here))
 
-    async def meet_again(self, number: int) -> None:
-        """Some that were in `_OTHER` come back, and have a name if there is one left."""
-        for _ in range(number):
-            worker = self._come(f"again-{self.came_back}")
-            self.came_back += 1
+    async def meet_again(self, number: int) -> set[str]:
+        """Some that were in `_OTHER` come back."""
+        back = {self.nameless.pop() for _ in range(min(number, len(self.nameless)))}
+        for agent_id in back:
+            worker = self._come(agent_id)
             await worker.start()
             self._give(worker, "ok", TYPES[0])
             await worker.input_queue.join()
+        return back
 
 
 # -- what is seen --------------------------------------------------------------------------------------
@@ -228,13 +229,14 @@ class Watcher:
         self.most_series: Counter[str] = Counter()
         self._former: Counter[tuple[str, str, Kind]] = Counter()
 
-    async def exactly(self) -> None:
-        """Nothing happens meanwhile: every sum is the truth."""
+    async def exactly(self) -> set[str]:
+        """Nothing happens meanwhile: every sum is the truth. Returns the ids that are told."""
         page = await asyncio.to_thread(read_page, self._url)
         for name in COUNTERS:
             assert page.sums(name) == self._crowd.truth[name], name
         assert page.total(IN_FLIGHT) == page.total(QUEUED) == 0
         self._check(page)
+        return set(page.agents(QUEUED))
 
     async def until(self, done: asyncio.Event) -> None:
         while not done.is_set():
@@ -355,7 +357,7 @@ def test_sums_are_exact_and_series_within_the_budget_however_many_agents_there_w
             print(f"  {text}", flush=True)
 
     async def live(url: str, prometheus: Prometheus) -> None:
-        watcher, began = Watcher(url, crowd), time.monotonic()
+        watcher, began, promoted = Watcher(url, crowd), time.monotonic(), 0
         for agents, at_once in phases(AGENTS):
             done = asyncio.Event()
             watching = asyncio.create_task(watcher.until(done))
@@ -364,13 +366,15 @@ def test_sums_are_exact_and_series_within_the_budget_however_many_agents_there_w
             finally:
                 done.set()
             await watching
-            await watcher.exactly()
-            if at_once < MAX_AGENTS:  # all have gone: names are free again
+            told = await watcher.exactly()
+            crowd.nameless.extend(worker.agent_id for worker in crowd.here if worker.agent_id not in told)
+            if at_once < MAX_AGENTS:  # all go: names are free again
                 await crowd.empty()
-                await asyncio.sleep(LINGER_S)
-                await watcher.exactly()
-                await crowd.meet_again(5)
-                await watcher.exactly()
+                await asyncio.sleep(LINGER_S + 0.1)
+                assert await watcher.exactly() <= {OTHER, RETIRED}
+                back = await crowd.meet_again(5)
+                assert await watcher.exactly() >= back
+                promoted += len(back)
             say(
                 f"{crowd.made:,} agents, {crowd.messages:,} messages, {time.monotonic() - began:.0f} s, "
                 f"{watcher.scrapes} scrapes, at most {max(watcher.most_series.values())} series of a metric, "
@@ -380,6 +384,7 @@ def test_sums_are_exact_and_series_within_the_budget_however_many_agents_there_w
         await watcher.exactly()
         assert watcher.other >= len(PHASES)
         assert watcher.retired >= len(PHASES)
+        assert promoted >= 5
         assert max(watcher.most_series.values()) <= (MAX_AGENTS + 2) * len(TYPES) * 3
         scrapes = await asyncio.to_thread(check_prometheus, prometheus, crowd.truth)
         assert scrapes >= 20
