@@ -57,8 +57,9 @@ class Exports:
         self._what = what
         self._process_id = os.getpid()
         self._waits: list[_Waits] = []
+        # A second time it changes nothing. It stays: taken off while a thread logs, that might miss another one.
         for name in _LOGGERS:
-            logging.getLogger(name).addFilter(_keep_what_is_not_ours)  # a second time it changes nothing
+            logging.getLogger(name).addFilter(_keep_what_is_not_ours)
 
     @property
     def are_of_this_process(self) -> bool:

@@ -65,7 +65,8 @@ TEXT_BLOCKS = {  # samples that nothing runs, by page and first line
     ("configuration.md", "OTEL_METRICS_EXPORTER='prometheus,jaeger': must be some of"),
     ("troubleshooting.md", "metrics are not served: "),
     ("troubleshooting.md", "Worker can't be watched: it is of no kind that an adapter knows"),
-    ("troubleshooting.md", "Transient error ... encountered while exporting metrics batch"),
+    ("troubleshooting.md", "metrics are not pushed (ConnectionError); the next push is tried as usual"),
+    ("reliability.md", "metrics are not pushed (ConnectionError); the next push is tried as usual"),
 }
 OTHER_PACKAGES = {"tox", "opentelemetry-distro", "opentelemetry-instrumentation-logging", "."}
 OTHER_VARIABLES = {  # read by OpenTelemetry's launcher, its SDK and its instrumentations

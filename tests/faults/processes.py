@@ -148,7 +148,7 @@ if PRELOADED:
     time.sleep(0.3)  # until exporters of the parent are at work
 sys.stdout.flush()
 children = []
-import warnings
+import urllib.request, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, for forks of processes with threads
 for number in range(2):
     child = os.fork()
@@ -157,6 +157,10 @@ for number in range(2):
         program = program or made()
         handle = watch(program.orchestrator)
         asyncio.run(work(program, handle))
+        if handle is not None:
+            page = urllib.request.urlopen(handle.metrics_url, timeout=5).read()
+            if b"amptalk_agent_messages_received_total{" not in page:
+                say("the child has no page of its own")
         if handle is not None and number == 0:
             handle.shutdown(1.0)
         sys.exit(number)

@@ -20,6 +20,7 @@ from amptalk_otel import Config
 from tests.faults.catalogue import fault
 from tests.faults.trial import SERVED, Outcome, Stage, Strikes, Trial, ordinary, tried
 
+_LONGEST_S = 5.0  # several times as long as the program takes
 _PSUTIL = (
     (psutil, ("cpu_times", "virtual_memory")),
     (psutil.Process, ("cpu_times", "memory_info", "create_time", "num_threads")),
@@ -60,7 +61,8 @@ def psutil_hangs() -> Trial:
         released = threading.Event()
 
         def hang() -> None:
-            while strikes.on and not released.wait(0.05):
+            until = time.monotonic() + _LONGEST_S
+            while strikes.on and time.monotonic() < until and not released.wait(0.05):
                 pass
 
         with _psutil(hang, strikes):
@@ -116,29 +118,6 @@ def no_threads() -> Trial:
     return tried(ordinary(), refusing, config=config)
 
 
-@fault("the log raises", "each logging handler of the program raises, while psutil fails and there is much to log")
-def log_raises() -> Trial:
-    @contextmanager
-    def raising(strikes: Strikes) -> Iterator[None]:
-        class Handler(logging.Handler):
-            def handle(self, record: logging.LogRecord) -> bool:
-                strikes.strike()
-                raise OSError(28, "no space left on device")
-
-        def fail() -> None:
-            raise OSError(5, "input/output error")
-
-        handler, logger = Handler(), logging.getLogger("amptalk_otel")
-        logger.addHandler(handler)
-        try:
-            with _psutil(fail, Strikes()):
-                yield
-        finally:
-            logger.removeHandler(handler)
-
-    return tried(ordinary(), raising)
-
-
 # -- traces --------------------------------------------------------------------------------------------
 
 
@@ -185,14 +164,42 @@ def _provider(sampler: Sampler = ALWAYS_ON) -> TracerProvider:
     return TracerProvider(sampler=sampler, resource=Resource({}), shutdown_on_exit=False)
 
 
+def _without_tracing(strikes: Strikes) -> Any:
+    """A provider whose tracer raises."""
+    provider: Any = _provider()
+    provider.get_tracer = lambda *_args, **_kwargs: _Failing(strikes)
+    return provider
+
+
 @fault("the tracer raises", "each method of the tracer raises, `start_span` first")
 def tracer_raises() -> Trial:
-    def make(strikes: Strikes) -> Any:
-        provider: Any = _provider()
-        provider.get_tracer = lambda *_args, **_kwargs: _Failing(strikes)
-        return provider
+    return tried(_traced(_without_tracing))
 
-    return tried(_traced(make))
+
+@fault(
+    "the log raises",
+    "each logging handler of the program raises, while psutil and the tracer fail and there is much to log",
+)
+def log_raises() -> Trial:
+    @contextmanager
+    def raising(strikes: Strikes) -> Iterator[None]:
+        class Handler(logging.Handler):
+            def handle(self, record: logging.LogRecord) -> bool:
+                strikes.strike()
+                raise OSError(28, "no space left on device")
+
+        def fail() -> None:
+            raise OSError(5, "input/output error")
+
+        handler, logger = Handler(), logging.getLogger("amptalk_otel")
+        logger.addHandler(handler)
+        try:
+            with _psutil(fail, Strikes()):
+                yield
+        finally:
+            logger.removeHandler(handler)
+
+    return tried(_traced(_without_tracing), raising)
 
 
 @fault("spans raise", "each method of each span raises: attributes, events, status, end")

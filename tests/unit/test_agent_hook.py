@@ -739,3 +739,27 @@ async def test_a_hook_does_not_keep_an_agent_alive_that_hangs_in_a_message() -> 
     assert gone() is None
     assert complaints == ["Task was destroyed but it is pending!"]
     assert (hook.read().in_flight, hook.read().dropped) == (0, 1)
+
+
+class Guarded(Scripted):
+    """Lets nobody cover its processing, and does without a judge, so that attempts are covered from the start."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_process_with_retry":
+            raise AttributeError(f"{name} is read-only")
+        super().__setattr__(name, value)
+
+    async def _process_with_retry(self, message: Message) -> Any:
+        return await self.process_message(message)
+
+
+@in_loop
+async def test_an_agent_whose_processing_can_not_be_covered_has_its_attempts_and_inbox_as_they_were() -> None:
+    agent = Guarded()
+    inbox = identity(agent.input_queue)
+    with hooked(agent) as hook:
+        assert identity(agent.input_queue) == inbox
+        assert "process_message" not in vars(agent)
+        await handle(agent, note())
+        assert counts(hook.read()) == {}
+    assert len(agent.seen) == 1

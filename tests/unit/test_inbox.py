@@ -101,6 +101,20 @@ async def test_a_message_is_received_once_whichever_way_it_comes(way: Callable[.
 
 
 @in_loop
+async def test_a_message_that_lets_nobody_look_at_it_is_received_as_it_comes() -> None:
+    class Hostile:
+        @property
+        def message_type(self) -> MessageType:
+            raise RuntimeError("nobody looks at me")
+
+    agent = Scripted()
+    with hooked(agent) as hook:
+        agent.input_queue.put_nowait(Hostile())  # type: ignore[arg-type]
+        assert counts(hook.read()) == {"received": 1, "queued": 1}
+        assert [kind.message_type for kind in hook.read().types] == ["_OTHER"]
+
+
+@in_loop
 async def test_a_message_that_a_full_inbox_refuses_is_not_received() -> None:
     agent = Scripted()
     agent.input_queue = asyncio.Queue(1)
