@@ -1,7 +1,7 @@
 """The same numbers, collected by hand: what a careful person would write, with four kinds of tools.
 
 All count received, processed, failed and in flight, and keep histograms of wait and process time, by message type,
-with the bounds that the package uses.
+with the bounds that the package uses. Plain integers keep the highest length of the inbox as well.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class PlainIntegers(SimpleAgent):
         super().__init__(**options)
         self.numbers: dict[str, _Numbers] = {}
         self.arrivals: dict[int, float] = {}
+        self.queue_peak = 0
 
     async def enqueue_message(self, message: Message) -> None:
         kind = message.message_type._value_
@@ -54,6 +55,9 @@ class PlainIntegers(SimpleAgent):
         numbers.received += 1
         self.arrivals[id(message)] = perf_counter()
         await super().enqueue_message(message)
+        length = self.input_queue.qsize()
+        if length > self.queue_peak:
+            self.queue_peak = length
 
     async def _process_with_retry(self, message: Message) -> list[Message] | None:
         started = perf_counter()
@@ -84,6 +88,7 @@ class InTheProgramsCode(SimpleAgent):
         super().__init__(**options)
         self.numbers: dict[str, _Numbers] = {}
         self.arrivals: dict[int, float] = {}
+        self.queue_peak = 0
 
     async def enqueue_message(self, message: Message) -> None:
         kind = message.message_type._value_
@@ -94,6 +99,9 @@ class InTheProgramsCode(SimpleAgent):
         self.arrivals[id(message)] = perf_counter()
         self.stats.record_message_received(message.message_type)
         await self.input_queue.put(message)
+        length = self.input_queue.qsize()
+        if length > self.queue_peak:
+            self.queue_peak = length
 
     async def process_message(self, message: Message) -> list[Message] | None:
         started = perf_counter()
