@@ -436,8 +436,8 @@ The number of series is bounded, and no sum over agents changes because of it.
   `_RETIRED` is in `_OTHER` too.
 - **`agent.id="_RETIRED"`.** Counters and histograms of agents that left, added up, once their own series are gone. An agent
   that has not finished its messages keeps its series until then. One that comes back before goes on in its series; one that
-  comes back later begins from zero in a series of its own. Where others are in the series of an agent that leaves, what it counted
-  stays there, from the moment at which it is done.
+  comes back later begins from zero in a series of its own. Where others are in the series of an agent that leaves, what it
+  counted stays there, from the moment at which it is done.
 - **Random ids.** The framework gives each agent a random id. `AMPTALK_OTEL_AGENT_GROUPING=name` makes one series of all agents
   of a name, `class` of all of a class: counters, queue lengths and histograms are added up, ages are those of the oldest, and
   the peak is the highest of any one inbox. (The sum of peaks would be a length that there may never have been.)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -972,3 +975,25 @@ def test_no_part_falls_for_a_reader_in_another_thread(kind: type[Scripted]) -> N
 
 def test_the_comparison_notices_a_fall() -> None:
     assert len(fallen([TimeReading(10, 10), TimeReading(20, 5), TimeReading(20, 5)])) == 1
+
+
+_FORK = """
+import os, signal, warnings
+from amptalk_otel import _timesheet
+warnings.simplefilter("ignore", DeprecationWarning)
+with _timesheet._lock:  # as a reader in another thread would have it
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        sheet = _timesheet.Timesheet()
+        sheet.run(1.0, (0.0, 0.0, 0.0))
+        os._exit(7 if sheet.read_as_it_is(3.0, (0.5, 0.0, 0.0)).idle_s == 1.5 else 1)
+_, status = os.waitpid(child, 0)
+assert os.waitstatus_to_exitcode(status) == 7, status
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+def test_a_child_that_is_forked_while_somebody_reads_can_start_agents() -> None:
+    done = subprocess.run([sys.executable, "-c", _FORK], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
