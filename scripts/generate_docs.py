@@ -441,14 +441,15 @@ The number of series is bounded, and no sum over agents changes because of it.
 - **Random ids.** The framework gives each agent a random id. `AMPTALK_OTEL_AGENT_GROUPING=name` makes one series of all agents
   of a name, `class` of all of a class: counters, queue lengths and histograms are added up, ages are those of the oldest, and
   the peak is the highest of any one inbox. (The sum of peaks would be a length that there may never have been.)
-- **Which agents.** `AMPTALK_OTEL_AGENTS_INCLUDE` and `AMPTALK_OTEL_AGENTS_EXCLUDE` take shell patterns (`*`, `?`, `[ab]`; upper and
-  lower case are told apart) of whole ids or names. An agent is watched if its id or its name matches one that includes, or none is
-  given, and neither matches one that excludes. It is decided when the agent is registered. What is excluded is not touched.
+- **Which agents.** `AMPTALK_OTEL_AGENTS_INCLUDE` and `AMPTALK_OTEL_AGENTS_EXCLUDE` take shell patterns (`*`, `?`, `[ab]`; upper
+  and lower case are told apart) of whole ids or names. An agent is watched if its id or its name matches one that includes, or
+  none is given, and neither matches one that excludes. It is decided when the agent is registered. What is
+  excluded is not touched.
 - **Your own metrics.** What `monitor.observe` reads of agents is in the same series, added up where several agents are in one (a
   gauge has the highest value), and not there for agents that are excluded. A counter is read once more when its agent is removed,
   and what it counted goes to `_RETIRED` at once, or stays in the series of others; gauges and up-down counters end with their
-  agent. `measure_execution_time` keeps to the same series; ids of no agent have series of their own as long as there are less than
-  `max_agents` ids.
+  agent. `measure_execution_time` keeps to the same series; ids of no agent have series of their own as long as there are less
+  than `max_agents` ids.
 - **Spans** have the agent's own id in `gen_ai.agent.id`, however it is shown in metrics: they are no series.
 
 No counter falls on the way from one series to another, so a rate over all agents is right:
