@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from amptalk_otel._guard import guarded
 from amptalk_otel._labels import OTHER, count_in, error_type_of
 from amptalk_otel._recorder import StateOwner
 from amptalk_otel._timesheet import BLOCKED_SENDING, BUSY, IDLE, RETRY_BACKOFF, Spent, Timesheet
@@ -187,15 +188,18 @@ class WorkRecorder(StateOwner):
     def tell_wait(self, record: TypeRecorder, seconds: float, context: Any = None) -> None:
         """Tell whoever wants to know of each; with the context of its trace."""
         for observer in self.observers:
-            observer.waited(record.message_type, seconds, context)
+            guarded("telling a wait", observer.waited, record.message_type, seconds, context)
 
     def tell_work(self, record: TypeRecorder, seconds: float, context: Any = None) -> None:
         """Tell whoever wants to know of each; with the context of its trace."""
         for observer in self.observers:
-            observer.worked(record.message_type, seconds, context)
+            guarded("telling a duration", observer.worked, record.message_type, seconds, context)
 
     def _end(self, message: Any, observed_s: float) -> None:
-        """`message` is finished, with so much more in the processing times."""
+        """`message` is finished, with so much more in the processing times.
+
+        Last of all: an agent that left may retire from now on, in another thread.
+        """
         if self.retrying:
             self.end_retries(message)
         if self.next_message is CAREFULLY:

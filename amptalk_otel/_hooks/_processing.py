@@ -118,13 +118,13 @@ class Processing:
                 if recorder.next_message is not IN_WORK or recorder.retrying or in_work is not None:
                     processing.processed(record, taken_at, message)
                     return result
-                recorder.next_message = NOTHING
                 seconds = clock() - taken_at
                 work = record.process
                 work.counts[bisect_left(DURATION_BOUNDS_S, seconds)] += 1
                 work.sum += seconds
                 if recorder.observers:
                     recorder.tell_work(record, seconds)
+                recorder.next_message = NOTHING  # last: an agent that left may retire from now on, in another thread
             except Exception:
                 swallow("counting a processed message")
             return result
@@ -146,7 +146,7 @@ class Processing:
         work: Work | None = guarded("starting a span", tracing.begin, message, record, sent_in, taken_at, waited_s)
         context = work.context if work is not None else None
         if waited_s is not None and recorder.observers:
-            guarded("telling a wait", recorder.tell_wait, record, waited_s, context)
+            recorder.tell_wait(record, waited_s, context)
         if self._in_work is not None:
             self._in_work[id(message)] = record, work
         try:
@@ -165,8 +165,10 @@ class Processing:
         recorder = self._recorder
         if recorder.next_message is not IN_WORK or recorder.retrying or self._in_work is not None:
             return self.processed(record, taken_at, message, context)
-        recorder.next_message = NOTHING
-        return recorder.observe_work(record, taken_at, context)
+        try:
+            return recorder.observe_work(record, taken_at, context)
+        finally:
+            recorder.next_message = NOTHING
 
     def processed(self, record: TypeRecorder, taken_at: float, message: Any, context: Any = None) -> float:
         """Count a message that was not alone, was retried, or is traced. Returns the seconds it took."""

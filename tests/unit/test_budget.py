@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from amptalk_otel._ledger import Ledger
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
 from amptalk_otel._watch import Watch
 from amptalk_otel.demo.runtime import MessageType, Orchestrator, StateManager
-from tests.support import CONFIG, Scripted, handle, hold, in_loop, note, provider_and_reader, series, settle
+from tests.support import CONFIG, Scripted, handle, hold, hooked, in_loop, note, provider_and_reader, series, settle
 
 AT_ONCE = CONFIG.with_changes(departed_agents_linger_s=1e-9)
 RECEIVED, PROCESSED = "amptalk.agent.messages.received", "amptalk.agent.messages.processed"
@@ -598,5 +599,26 @@ def test_agents_that_call_themselves_as_we_do_use_up_no_series(ways: Callable[..
         for found in town.all():
             assert by_agent(found, RECEIVED) == {OTHER: 5}
             assert len([name for name, _attributes in found if name == RECEIVED]) == 1
+
+    run()
+
+
+@pytest.mark.parametrize("outcome", [None, ValueError(), ConnectionError()])
+def test_an_agent_is_not_done_before_its_message_is_counted(outcome: Exception | None) -> None:
+    @in_loop
+    async def run() -> None:
+        one = Scripted(outcome)
+        in_work: list[bool] = []
+        recorders: list[AgentRecorder] = []
+
+        def look() -> float:
+            in_work.extend(recorder.is_in_work for recorder in recorders)
+            return time.perf_counter()
+
+        with hooked(one, look) as hook:
+            recorders.append(hook.recorder)
+            await handle(one, note())
+            assert in_work[-1]
+            assert not hook.recorder.is_in_work
 
     run()
