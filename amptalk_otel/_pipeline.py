@@ -169,7 +169,6 @@ class Pipeline:
     def leave_to_parent(self) -> None:
         """Called in a forked child: give back what it has of the parent's, such as the port, without ending it."""
         self._lock = threading.Lock()
-        atexit.unregister(self._at_exit)
         if self._server is not None:
             self._server.leave_to_parent()
 

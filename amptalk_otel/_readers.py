@@ -75,16 +75,11 @@ class ProducingReader(PeriodicExportingMetricReader):
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         """Push the last values and end. Nothing the second time."""
-        if self._is_ended or not self._exports.are_of_this_process:
+        if self._is_ended:
             return
         self._is_ended = True
         self._exports.hurry()
-        with self._exports.under_way():
-            super().shutdown(timeout_millis, **kwargs)
-
-    def _ticker(self) -> None:
-        with self._exports.under_way():
-            super()._ticker()
+        super().shutdown(timeout_millis, **kwargs)
 
     # In a forked child: the metrics are the parent's, who goes on pushing them. The SDK would push them a second time.
     # Bound to what is there for ever: the SDK before 1.45 raises in each child once the reader is gone.

@@ -192,24 +192,30 @@ def test_a_pause_between_attempts_ends_with_the_program(protocol: str) -> None:
     assert waits.is_set()
 
 
-def test_last_values_arrive_at_a_collector_that_is_up_again() -> None:
+@pytest.mark.parametrize("signal", ["metrics", "traces"])
+def test_last_values_arrive_at_a_collector_that_is_up_again(signal: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
     is_up, refused = threading.Event(), threading.Event()
-    requests: list[bytes] = []
+    taken: list[bytes] = []
 
     def answer(client: Any) -> None:
         while True:
-            requests.append(read_request(client)[0])
-            client.sendall(OK if is_up.is_set() else b"HTTP/1.1 503 Later\r\nContent-Length: 0\r\n\r\n")
-            refused.set()
+            request, _body = read_request(client)
+            if is_up.is_set():
+                taken.append(request)
+                client.sendall(OK)
+            else:
+                client.sendall(b"HTTP/1.1 503 Later\r\nRetry-After: 10\r\nContent-Length: 0\r\n\r\n")
+                refused.set()
 
     with answering(answer, Strikes()) as port:
-        pipeline = Pipeline(pushing(port, traces_exporters=("none",), metric_export_interval_s=0.05))
+        other = "traces_exporters" if signal == "metrics" else "metrics_exporters"
+        pipeline = Pipeline(pushing(port, metric_export_interval_s=0.05).with_changes(**{other: ("none",)}))
         make_some(pipeline)
         assert refused.wait(TIMEOUT_S)
-        time.sleep(0.7)  # by now it pauses for more than a second
         is_up.set()
-        assert pipeline.shutdown(TIMEOUT_S) is True
-    assert len(requests) >= 2
+        assert pipeline.shutdown(5.0) is True, "it goes on waiting for ten seconds"
+    assert f"POST /v1/{signal} HTTP/1.1".encode() in taken
 
 
 def test_spans_end_as_well_where_the_sdk_is_laid_out_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:

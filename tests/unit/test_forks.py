@@ -21,7 +21,10 @@ from amptalk_otel._pipeline import Pipeline, acquire, release
 from amptalk_otel._protection import OPEN
 from amptalk_otel._server import MetricsServer
 from tests.certificates import Authority
+from tests.faults.collectors import OK, answering, read_request
+from tests.faults.trial import Strikes
 from tests.unit.test_endpoint import Text
+from tests.unit.test_pipeline import count
 from tests.wire_http import TIMEOUT_S, connect, receive_reply
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -135,6 +138,43 @@ def test_a_child_gives_the_port_back_by_itself() -> None:
     assert child.end() == 0
 
 
+def test_a_child_pushes_nothing_of_its_parents_and_ends_nothing() -> None:
+    pushed: list[bytes] = []
+
+    def take(client: socket.socket) -> None:
+        while True:
+            pushed.append(read_request(client)[0])
+            client.sendall(OK)
+
+    with answering(take, Strikes()) as port:
+        config = Config(
+            metrics_exporters=("otlp",),
+            traces_exporters=("otlp",),
+            otlp_endpoint=f"http://127.0.0.1:{port}",
+            metric_export_interval_s=3600.0,
+        )
+        pipeline = acquire(config)
+        assert pipeline.tracer_provider is not None
+        tracer = pipeline.tracer_provider.get_tracer("test")
+
+        def act() -> None:
+            count(pipeline, 1)
+            assert "OtelPeriodicExportingMetricReader" not in [thread.name for thread in threading.enumerate()]
+            tracer.start_span("of the child").end()
+            pipeline.flush(2.0)
+            vars(pipeline)["_shutdowns"] = None  # which nobody asks for
+            assert pipeline.shutdown(2.0)
+
+        child = Child(act)
+        child.wait()
+        assert child.end() == 0
+        assert pushed == []
+        count(pipeline, 1)
+        tracer.start_span("of the parent").end()
+        assert release(pipeline, TIMEOUT_S)
+        assert sorted(pushed) == [b"POST /v1/metrics HTTP/1.1", b"POST /v1/traces HTTP/1.1"]
+
+
 def test_a_child_of_a_program_that_has_shut_down_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     config = Config(metrics_exporters=("otlp",), traces_exporters=("otlp",), otlp_endpoint="http://127.0.0.1:9")
     pipeline = acquire(config)
@@ -152,6 +192,7 @@ def test_a_child_has_locks_of_its_own() -> None:
     from amptalk_otel._hooks import _state
 
     modules = (_guard, _instrumentation, _watch, _state)
+    pipeline = Pipeline(Config(metrics_exporters=("none",)))
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -159,12 +200,14 @@ def test_a_child_has_locks_of_its_own() -> None:
             for module in modules:
                 stack.enter_context(module._lock)
             stack.enter_context(_pipeline._shared_lock)
+            stack.enter_context(pipeline._lock)
             held.set()
             done.wait(TIMEOUT_S)
 
     def acquire_all() -> None:
         for lock in (*(module._lock for module in modules), _pipeline._shared_lock):
             assert lock.acquire(timeout=5)
+        assert pipeline._lock.acquire(timeout=5)
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -174,6 +217,7 @@ def test_a_child_has_locks_of_its_own() -> None:
     done.set()
     thread.join(TIMEOUT_S)
     assert child.end() == 0
+    assert pipeline.shutdown(TIMEOUT_S)
 
 
 def test_where_there_are_no_forks_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

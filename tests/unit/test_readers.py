@@ -20,6 +20,7 @@ from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 from opentelemetry.sdk.resources import Resource
 from prometheus_client import CollectorRegistry, generate_latest
 
+from amptalk_otel import _readers
 from amptalk_otel._catalogue import Snapshot
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
 from amptalk_otel._readers import InstrumentsReader, ProducingReader, mark_collections
@@ -160,3 +161,16 @@ def test_the_page_of_the_programs_own_instruments_has_nothing_of_ours() -> None:
     assert generate_latest(registry).decode().splitlines()[-1] == "things_total 5.0"
     assert b"collection" not in generate_latest(registry)
     provider.shutdown()
+
+
+@pytest.mark.usefixtures("lenient_guard")
+def test_a_failure_of_ours_does_not_end_the_thread_that_pushes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pushing() as setup:
+        with monkeypatch.context() as patched:
+            patched.setattr(_readers, "_joined", lambda *_: 1 // 0)
+            setup.reader.collect()
+        assert [message.split(" (")[0] for message in caplog.messages] == ["pushing metrics was skipped"]
+        setup.reader.collect()
+        assert setup.exporter.values(RECEIVED) == [3]
