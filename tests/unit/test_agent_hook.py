@@ -763,3 +763,17 @@ async def test_an_agent_whose_processing_can_not_be_covered_has_its_attempts_and
         await handle(agent, note())
         assert counts(hook.read()) == {}
     assert len(agent.seen) == 1
+
+
+@in_loop
+async def test_an_agent_that_is_retrying_when_we_leave_has_nothing_of_ours() -> None:
+    agent = Scripted(ConnectionError(), hold)
+    before = set(vars(agent))
+    with hooked(agent) as hook:
+        await agent.start()
+        await agent.enqueue_message(note())
+        await settle()
+        assert "process_message" in vars(agent)
+        hook.release()
+        assert set(vars(agent)) == before
+        await agent.stop()

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -648,3 +649,78 @@ async def test_a_new_inbox_is_found_at_the_next_start_and_the_old_ones_messages_
         }  # fmt: skip
         assert "_put" not in vars(old)
         assert hook.read().oldest_age_s is None
+
+
+class TwoLoops(Scripted):
+    """Takes messages in two tasks, and looks at each for a while before it works on it."""
+
+    async def start(self) -> None:
+        await super().start()
+        self.tasks.append(asyncio.create_task(self._message_loop()))
+
+    async def _message_loop(self) -> None:
+        while self.is_running:
+            message = await self.input_queue.get()
+            for _ in range(5 if message.message_type is MessageType.HEARTBEAT else 1):
+                await asyncio.sleep(0)
+            await self._process_with_retry(message)
+
+
+@in_loop
+async def test_a_message_that_another_task_of_the_agent_has_taken_is_not_given_up() -> None:
+    agent = TwoLoops()
+    with hooked(agent) as hook:
+        await agent.start()
+        await agent.enqueue_message(note(MessageType.HEARTBEAT))
+        await agent.enqueue_message(note(MessageType.COMMAND))
+        await settle()
+        assert [message.message_type for message in agent.seen] == [MessageType.COMMAND, MessageType.HEARTBEAT]
+        assert counts(hook.read()) == {"received": 2, "processed": 2, "waits": 2, "works": 2}
+        await agent.stop()
+
+
+# -- what is taken off ---------------------------------------------------------------------------------
+
+
+class HalfOpen(asyncio.Queue[Message]):
+    """Lets nobody cover how messages are taken."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "_get":
+            raise AttributeError(name)
+        super().__setattr__(name, value)
+
+
+def test_an_inbox_of_which_only_half_can_be_covered_is_not_covered_at_all(caplog: pytest.LogCaptureFixture) -> None:
+    agent = Scripted()
+    agent.input_queue = HalfOpen()
+    with hooked(agent) as hook:
+        assert "_put" not in vars(agent.input_queue)
+        agent.input_queue.put_nowait(note())
+        assert counts(hook.read()) == {}
+    assert len(caplog.records) == 1
+
+
+@in_loop
+async def test_what_is_taken_below_another_wrapper_is_not_counted_once_the_agent_is_let_go() -> None:
+    done = asyncio.Event()
+
+    async def work(_message: Message) -> None:
+        await done.wait()
+
+    agent = Scripted(work, hold)
+    queue: Any = agent.input_queue
+    with hooked(agent) as hook:
+        await agent.start()
+        for _ in range(2):
+            await agent.enqueue_message(note())
+        await settle()
+        queue._get = partial(queue._get)
+        hook.let_go()
+        done.set()
+        await settle()
+        assert queue.empty()
+        assert counts(hook.read()) == {
+            "received": 2, "processed": 1, "dropped": {"unregistered": 1}, "waits": 1, "works": 1,
+        }  # fmt: skip
+        await agent.stop()

@@ -122,7 +122,9 @@ async def test_a_manager_made_in_start_is_found_with_the_load_that_start_makes()
             ("read", None): 1, ("write", None): 1,
         }  # fmt: skip
         assert (state.storage, state.items, state.size_bytes) == ("memory", 1, 8)
+        former = agent.state_manager
         await agent.start()  # makes another manager
+        assert "save_state" not in vars(former)
         await agent.stop()
         (state,) = hook.read().states
         assert {of: distribution.count for of, distribution in state.durations.items()} == {
@@ -133,6 +135,28 @@ async def test_a_manager_made_in_start_is_found_with_the_load_that_start_makes()
         assert manager is not None
         assert "save_state" in vars(manager)
     assert "save_state" not in vars(manager)
+
+
+class MakesItsManager(Scripted):
+    """Has no method of its own for that."""
+
+    _initialize_state_manager = None  # type: ignore[assignment]
+
+    async def start(self) -> None:
+        self.state_manager = StateManager()
+        await super().start()
+
+
+@in_loop
+async def test_a_manager_that_start_itself_makes_is_found_when_it_is_done() -> None:
+    agent = MakesItsManager()
+    with hooked(agent) as hook:
+        await agent.start()
+        assert agent.state_manager is not None
+        await agent.state_manager.save_state("a", {})
+        (state,) = hook.read().states
+        assert {of: distribution.count for of, distribution in state.durations.items()} == {("write", None): 1}
+        await agent.stop()
 
 
 @in_loop

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -101,6 +103,31 @@ async def test_messages_carry_nothing_as_there_is_no_place_for_it_and_are_what_t
         "gen_ai.agent.name": "a",
         "amptalk.message.priority": "2",
     }
+
+
+class Noting(asyncio.Queue[CoreMessage]):
+    """Remembers what was put, without holding it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[weakref.ref[CoreMessage]] = []
+
+    def _put(self, item: CoreMessage) -> None:
+        self.seen.append(weakref.ref(item))
+        super()._put(item)
+
+
+@in_loop
+async def test_a_message_to_nobody_is_not_held_for_ever() -> None:
+    spans, orchestrator, outbox = Spans(), CoreOrchestrator(), Noting()
+    agent = Chain("a", None, spans)
+    agent.outbox = outbox
+    await orchestrator.register_agent(agent)
+    with instrument_orchestrator(orchestrator, **options(spans)):
+        await agent.send_message("nobody", "note", {})
+        outbox.get_nowait()
+        gc.collect()
+        assert [message() for message in outbox.seen] == [None]
 
 
 @in_loop
