@@ -277,3 +277,60 @@ async def test_the_orchestrators_sends_are_told_in_the_same_words() -> None:
         assert attributes_of(span)["messaging.destination.name"] == span.name.removeprefix("send ")
         assert attributes_of(span)["messaging.operation.name"] == "send"
     provider.shutdown()
+
+
+# -- the less usual ways -------------------------------------------------------------------------------
+
+
+class OwnWay(Scripted):
+    """Retries in a way of its own."""
+
+    async def _process_with_retry(self, message: Message) -> Any:
+        for _ in range(3):
+            try:
+                return await self.process_message(message)
+            except OSError:
+                continue
+        raise RuntimeError
+
+
+@in_loop
+async def test_attempts_of_an_agent_with_its_own_way_are_told_and_forgotten_afterwards() -> None:
+    spans, agent = Spans(), OwnWay(OSError(), None, *[OSError()] * 3, name="Bob")
+    with traced(spans, agent) as (hook,):
+        await handle(agent, note(), note())
+        first, second = spans.named("process Bob")
+        assert [name for name, _attributes in events_of(first)] == ["attempt failed", "retry"]
+        assert [name for name, _attributes in events_of(second)] == [*["attempt failed", "retry"] * 2, "attempt failed",
+                                                                     "exception"]  # fmt: skip
+        assert (hook._processing._in_work, hook._processing._attempts) == ({}, {})
+        assert counts(hook.read())["retries"] == {"OSError": 3}
+
+
+@pytest.mark.parametrize("outcome", [None, ValueError()])
+@in_loop
+async def test_nothing_is_kept_of_a_message_that_was_retried(outcome: ValueError | None) -> None:
+    spans, agent = Spans(), Scripted(ConnectionError(), outcome)
+    with traced(spans, agent) as (hook,):
+        await handle(agent, note())
+        assert hook._processing._attempts == {}
+        assert "process_message" not in vars(agent)
+
+
+class TwoAtATime(Scripted):
+    """Takes two messages before it works on the first."""
+
+    async def _message_loop(self) -> None:
+        while self.is_running:
+            for message in [await self.input_queue.get() for _ in range(2)]:
+                await self._process_with_retry(message)
+                self.input_queue.task_done()
+
+
+@in_loop
+async def test_messages_that_are_taken_together_have_their_spans() -> None:
+    spans, agent = Spans(), TwoAtATime(name="Bob")
+    with traced(spans, agent) as (hook,):
+        await handle(agent, note(), note())
+        assert spans.names() == ["process Bob"] * 2
+        assert counts(hook.read()) == {"received": 2, "processed": 2, "waits": 2, "works": 2}
