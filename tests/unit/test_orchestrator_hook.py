@@ -394,3 +394,63 @@ async def test_nothing_of_ours_keeps_agents_or_orchestrator_alive() -> None:
     }  # fmt: skip
     instrumentation.shutdown()
     provider.shutdown()
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@in_loop
+async def test_no_message_is_taken_for_one_that_is_still_being_sent(at_once: int) -> None:
+    async def look(**_event: Any) -> None:
+        await asyncio.sleep(0)
+
+    with Town() as town:
+        town.orchestrator.event_hooks["message_routed"].insert(0, look)
+        watch = town.instrumentation._watch
+        assert watch is not None
+        assert watch._orchestrator is not None
+        message = note(target_agent_id="a")
+        await asyncio.gather(*[town.orchestrator.send_message_to_agent(message) for _ in range(at_once)])
+        assert watch._orchestrator._sending == {}
+
+
+class HasItsOwnWays(Orchestrator):
+    """Takes agents in without calling `register_agent`."""
+
+    def add_agent(self, agent: Any, groups: Any = None) -> None:
+        self.agents[agent.agent_id] = agent
+
+    async def create_agent(self, agent: Any) -> Any:
+        self.agents[agent.agent_id] = agent
+        return agent
+
+
+@in_loop
+async def test_agents_are_found_in_whichever_way_they_are_taken_in() -> None:
+    orchestrator, (provider, _reader) = HasItsOwnWays(name="town"), provider_and_reader()
+    with instrument_orchestrator(orchestrator, config=CONFIG, meter_provider=provider) as instrumentation:
+        orchestrator.add_agent(Scripted(agent_id="a"))
+        assert [reading.agent_id for reading in instrumentation.read()] == ["a"]
+        await orchestrator.create_agent(Scripted(agent_id="b"))
+        assert [reading.agent_id for reading in instrumentation.read()] == ["a", "b"]
+    provider.shutdown()
+
+
+class TakesTime(Orchestrator):
+    """Takes agents in while others run."""
+
+    async def register_agent(self, agent: Any) -> None:  # type: ignore[override]
+        await asyncio.sleep(0)
+        self.agents[agent.agent_id] = agent
+
+
+@in_loop
+async def test_an_agent_that_takes_anothers_place_lets_that_one_go_also_where_it_takes_time() -> None:
+    orchestrator, (provider, _reader) = TakesTime(name="town"), provider_and_reader()
+    former, agent = Scripted(agent_id="a", name="A"), Scripted(agent_id="a", name="A")
+    with instrument_orchestrator(orchestrator, config=CONFIG, meter_provider=provider) as instrumentation:
+        await orchestrator.register_agent(former)
+        await orchestrator.register_agent(agent)
+        assert "_put" not in vars(former.input_queue)
+        agent.input_queue.put_nowait(note())
+        (reading,) = instrumentation.read()
+        assert counts(reading) == {"received": 1, "queued": 1}
+    provider.shutdown()
