@@ -316,3 +316,48 @@ def test_a_state_operation_that_succeeds_is_never_an_error_however_many_errors_t
     assert told.told == [("operated", "memory", "read", None, 0.25), ("operated", "memory", "write", OTHER, 0.25)]
     assert watched.durations["read", None].sum == 0.25
     assert sum(watched.durations["write", OTHER].counts) == 11
+
+
+def test_messages_passed_over_are_given_up_as_soon_as_a_later_one_begins() -> None:
+    watched, items = recorder(), [message() for _ in range(3)]
+    for item in items:
+        watched.arrived(item)
+    for item in items:
+        watched.left(item, nobody, own_loop=True)
+    assert watched.started(items[1]) is not None
+    (kind,) = read(watched)
+    assert (kind.failed, kind.in_flight, watched.in_hand) == ({OTHER: 1}, 2, 2)
+
+
+def test_nothing_is_kept_of_messages_in_an_inbox_that_is_let_go() -> None:
+    watched = recorder()
+    watched.arrived(message())
+    assert len(watched.waiting) == 1
+    watched.let_go()
+    assert len(watched.waiting) == 0
+
+
+def test_what_another_recorder_counted_is_added_up_and_nothing_is_left_open() -> None:
+    watched, kept = recorder(), recorder()
+    items = [message() for _ in range(5)]
+    watched.is_there(items[0])
+    for item in items[1:]:
+        watched.arrived(item)
+    for item in items[:3]:
+        watched.left(item, nobody, own_loop=True)
+    flight = watched.started(items[1])  # the first is given up
+    assert flight is not None
+    watched.processed(flight.record, flight.taken_at, items[1])
+    watched.sent(message())
+    watched.undeliverable(message(), "expired")
+    before = read(watched)[0]
+    assert (before.queued, before.in_flight, before.failed) == (2, 1, {OTHER: 1})
+    for times in (1, 2):
+        kept.absorb(watched)
+        (kind,) = read(kept)
+        assert (kind.received, kind.processed, kind.sent, kind.undeliverable) == (
+            5 * times, times, times, {"expired": times},
+        )  # fmt: skip
+        assert (kind.failed, kind.dropped) == ({OTHER: 2 * times}, {"unregistered": 2 * times})
+        assert (kind.queued, kind.in_flight, kept.in_hand) == (0, 0, 0)
+        assert (kind.wait.count, kind.process.count) == (2 * times, times)

@@ -83,6 +83,18 @@ async def test_what_is_removed_from_an_inbox_in_another_order_stays_missing() ->
         assert hook.read().unaccounted == 3
 
 
+@in_loop
+async def test_a_message_slipped_into_an_inbox_in_another_order_is_one_too_many_until_it_is_taken() -> None:
+    agent = Scripted()
+    agent.input_queue = asyncio.LifoQueue()
+    with hooked(agent) as hook:
+        store_of(agent).append(note())
+        assert hook.read().unaccounted == -1
+        agent.input_queue.get_nowait()
+        reading = hook.read()
+        assert (reading.unaccounted, reading.received, reading.dropped) == (0, 1, 1)
+
+
 @pytest.mark.parametrize(("seam", "unaccounted"), [("_put", -1), ("_get", 1)])
 @in_loop
 async def test_an_inbox_of_which_a_wrapper_was_taken_off_does_not_add_up(seam: str, unaccounted: int) -> None:
