@@ -5,6 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
+from amptalk_otel._exact_sum import exact_sum
+
 DURATION_BOUNDS_S: tuple[float, ...] = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
@@ -57,7 +59,7 @@ class BucketCounts:
     def absorb(self, other: BucketCounts) -> None:
         """Add what another histogram of the same bounds holds."""
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
-        self.sum += other.sum
+        self.sum = exact_sum(self.sum, other.sum)
 
     def copy(self) -> Distribution:
         return Distribution(self.bounds, tuple(self.counts), self.sum)
@@ -90,7 +92,7 @@ class Distribution:
     def __add__(self, other: Distribution) -> Distribution:
         self._check_bounds(other)
         counts = tuple(mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True))
-        return Distribution(self.bounds, counts, self.sum + other.sum, self._latest(other))
+        return Distribution(self.bounds, counts, exact_sum(self.sum, other.sum), self._latest(other))
 
     def _latest(self, other: Distribution) -> tuple[Exemplar, ...]:
         """The exemplars of both, the later one of each bucket."""

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from amptalk_otel._exact_sum import exact_sum
 from amptalk_otel._labels import OTHER, RETIRED
 
 Series = tuple[str, str]
@@ -115,10 +116,10 @@ class PerAgent:
             return
         into = member.series if self._goes_on(member.series) else (RETIRED, RETIRED)
         if member.value is not None:
-            self._kept[into] = self._kept.get(into, 0) + member.value
+            self._kept[into] = exact_sum(self._kept.get(into, 0), member.value)
             self._remember(key, member)
         if into != member.series and member.series in self._kept:
-            self._kept[into] = self._kept.get(into, 0) + self._kept.pop(member.series)
+            self._kept[into] = exact_sum(self._kept.get(into, 0), self._kept.pop(member.series))
 
     def _remember(self, key: int, member: _Member) -> None:
         """Should it come back, it is told without what is told of it already."""
@@ -145,7 +146,7 @@ class PerAgent:
             if series not in found:
                 found[series] = value
             else:
-                found[series] = max(found[series], value) if self._is_gauge else found[series] + value
+                found[series] = max(found[series], value) if self._is_gauge else exact_sum(found[series], value)
         return found
 
 
