@@ -218,6 +218,23 @@ def test_last_values_arrive_at_a_collector_that_is_up_again(signal: str, monkeyp
     assert f"POST /v1/{signal} HTTP/1.1".encode() in taken
 
 
+def test_exporters_share_the_time_where_there_are_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    limits_ms: list[float] = []
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert _pipeline._within(0.9, *[limits_ms.append] * 3)
+    assert [limit <= most for limit, most in zip(limits_ms, (300.0, 450.0, 900.0), strict=True)] == [True] * 3
+
+
+def test_the_providers_are_ended_with_their_exporters(caplog: pytest.LogCaptureFixture) -> None:
+    pipeline = Pipeline(Config(metrics_exporters=("none",)))
+    assert pipeline.shutdown(TIMEOUT_S)
+    pipeline.meter_provider.shutdown()
+    assert caplog.messages == ["shutdown can only be called once"]
+
+
 def test_spans_end_as_well_where_the_sdk_is_laid_out_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
     spans_out = SpansOut(ConsoleSpanExporter())
