@@ -307,6 +307,15 @@ async def test_attempts_of_an_agent_with_its_own_way_are_told_and_forgotten_afte
         assert counts(hook.read())["retries"] == {"OSError": 3}
 
 
+@in_loop
+async def test_retries_of_each_message_are_told() -> None:
+    spans, agent = Spans(), Scripted(*[ConnectionError(), None] * 2, name="Bob")
+    with traced(spans, agent):
+        await handle(agent, note(), note())
+        for span in spans.named("process Bob"):
+            assert [name for name, _attributes in events_of(span)] == ["attempt failed", "retry"]
+
+
 @pytest.mark.parametrize("outcome", [None, ValueError()])
 @in_loop
 async def test_nothing_is_kept_of_a_message_that_was_retried(outcome: ValueError | None) -> None:
