@@ -54,6 +54,7 @@ class Front:
         self._turns: deque[Connection] = deque()
         self._returned: deque[Connection] = deque()  # by threads that have answered
         self._answering = 0
+        self._threads: list[threading.Thread] = []  # that answer, or did so last
         self._accepts_again_at = 0.0
         self._is_ending = False
         self._alarm, self._bell = socket.socketpair()
@@ -103,6 +104,13 @@ class Front:
             connection.close()
         self._connections.clear()
         self._returned.clear()
+
+    def wait_for_answers(self, timeout_s: float) -> None:
+        """For the threads that are about to end; one whose client does not read takes longer."""
+        until = time.monotonic() + timeout_s
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, until - time.monotonic()))
 
     def _turn(self) -> None:
         events = self._selector.select(self._time_left_s())
@@ -236,6 +244,7 @@ class Front:
                 target=self._serve, args=(connection,), name="amptalk-otel-metrics-request", daemon=True
             )
             self._answering += 1
+            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
             try:
                 thread.start()
             except RuntimeError:  # no more threads, or the interpreter is ending

@@ -19,6 +19,7 @@ from amptalk_otel._hooks._agent import AgentHook
 from amptalk_otel._labels import OTHER, RETIRED
 from amptalk_otel._ledger import Ledger
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
+from amptalk_otel._type_recorder import in_flight_of
 from amptalk_otel._watch import Watch
 from amptalk_otel.demo.runtime import MessageType, Orchestrator, StateManager
 from tests.support import CONFIG, Scripted, handle, hold, hooked, in_loop, note, provider_and_reader, series, settle
@@ -608,17 +609,19 @@ def test_an_agent_is_not_done_before_its_message_is_counted(outcome: Exception |
     @in_loop
     async def run() -> None:
         one = Scripted(outcome)
-        in_work: list[bool] = []
+        uncounted: list[bool] = []
         recorders: list[AgentRecorder] = []
 
         def look() -> float:
-            in_work.extend(recorder.is_in_work for recorder in recorders)
+            for recorder in recorders:
+                if any(map(in_flight_of, recorder.records)):
+                    uncounted.append(recorder.is_busy)
             return time.perf_counter()
 
         with hooked(one, look) as hook:
             recorders.append(hook.recorder)
             await handle(one, note())
-            assert in_work[-1]
-            assert not hook.recorder.is_in_work
+            assert set(uncounted) == {True}
+            assert not hook.recorder.is_busy
 
     run()

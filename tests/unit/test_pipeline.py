@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
@@ -209,6 +210,13 @@ def our_threads() -> list[str]:
     return sorted(thread.name for thread in threading.enumerate() if thread.name.startswith(ours))
 
 
+def soon(is_so: Callable[[], bool]) -> bool:
+    until = time.monotonic() + TIMEOUT_S
+    while not is_so() and time.monotonic() < until:
+        time.sleep(0.002)
+    return is_so()
+
+
 def no_thread_of_ours() -> bool:
     """Whether all threads of ours ended, those that only have to be told waited for."""
     for thread in threading.enumerate():
@@ -320,7 +328,7 @@ def test_the_page_serves_what_is_measured() -> None:
     with running(Config(prometheus_port=0)) as pipeline:
         count(pipeline, 3)
         assert "\nthings_total 3.0\n" in page(pipeline.metrics_url)
-        assert our_threads() == ["amptalk-otel-metrics"]
+        assert soon(lambda: our_threads() == ["amptalk-otel-metrics"])  # that which answered has ended
 
 
 def test_our_own_readers_cost_the_program_nothing_per_message() -> None:
