@@ -361,3 +361,19 @@ def test_what_another_recorder_counted_is_added_up_and_nothing_is_left_open() ->
         assert (kind.failed, kind.dropped) == ({OTHER: 2 * times}, {"unregistered": 2 * times})
         assert (kind.queued, kind.in_flight, kept.in_hand) == (0, 0, 0)
         assert (kind.wait.count, kind.process.count) == (2 * times, times)
+
+
+def test_the_wait_of_a_traced_message_that_is_given_up_is_told_as_well() -> None:
+    clock, told = Clock(), Told()
+    watched = recorder(clock=clock, size_sample_every=0)
+    watched.observers = (told,)
+    watched.trace(lambda _message, _size_bytes: None)
+    lost, item = message(), message()
+    for one in (lost, item):
+        watched.arrived(one)
+    clock.advance(2.0)
+    watched.left(lost, nobody, own_loop=True)
+    watched.left(item, nobody, own_loop=True)
+    assert told.told == []
+    watched.started(item)
+    assert told.told == [("waited", "plain", 2.0)]
