@@ -5,7 +5,7 @@ numbers and places of messages that are written, and the entries of the lists of
 of the package, and the tests that know about it run there until one fails. What no test misses is either listed in
 EQUIVALENT with the reason, or an error.
 
-    python scripts/check_hooks.py                    # all: about half an hour with --jobs 2
+    python scripts/check_hooks.py                    # all: some ten minutes on two free CPUs
     python scripts/check_hooks.py --list             # the mutants, without running anything
     python scripts/check_hooks.py --only _inbox.py   # those of which the name contains it
 
