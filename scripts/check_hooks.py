@@ -45,7 +45,7 @@ TRACING = [f"{UNIT}tracing_{name}.py" for name in ("outcomes", "arrivals", "time
 ALL = [
     *(f"{UNIT}{name}.py" for name in ("agent_hook", "inbox", "recorder", "unaccounted", "core_generation")),
     *(f"{UNIT}{name}.py" for name in ("orchestrator_hook", "state_hook", "reading", "watch", "budget", "bridge")),
-    *(f"{UNIT}{name}.py" for name in ("instrumentation", "producer", "adapters", "patch")),
+    *(f"{UNIT}{name}.py" for name in ("producer", "adapters", "patch")),
     BALANCE,
     *TRACING,
     *(f"{UNIT}tracing_{name}.py" for name in ("core", "sampling", "relation", "no_harm")),
