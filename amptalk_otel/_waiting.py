@@ -59,11 +59,15 @@ class InOrder:
 
 
 class ByMessage:
-    """The shadow of an inbox of another order, such as a priority queue. Knows messages by their identity."""
+    """The shadow of an inbox of another order, such as a priority queue. Knows messages by their identity.
 
-    __slots__ = ("_again", "_arrivals")
+    `last_first`: of one object that is there more than once, the one that came last leaves first.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_again", "_arrivals", "_last_first")
+
+    def __init__(self, *, last_first: bool = False) -> None:
+        self._last_first = last_first
         self._arrivals: dict[int, Arrival] = {}  # by id of the message
         self._again: dict[int, deque[Arrival]] = {}  # the same object, more than once in the inbox
 
@@ -79,11 +83,15 @@ class ByMessage:
 
     def recall(self, message: Any) -> Arrival | None:
         key = id(message)
-        arrival = self._arrivals.pop(key, None)
-        if arrival is not None or key not in self._again:
-            return arrival
+        if key not in self._again:
+            return self._arrivals.pop(key, None)
         again = self._again[key]
-        arrival = again.popleft()
+        if self._last_first:
+            arrival = again.pop()
+        elif key in self._arrivals:
+            return self._arrivals.pop(key)
+        else:
+            arrival = again.popleft()
         if not again:
             del self._again[key]
         return arrival

@@ -70,7 +70,8 @@ class Inbox:
 
     def _hook(self, queue: Any) -> bool:
         wrap = self.patches.wrap
-        self._recorder.waiting = waiting = InOrder() if _is_in_order(queue) else ByMessage()
+        last_first = isinstance(queue, asyncio.LifoQueue)
+        self._recorder.waiting = waiting = InOrder() if _is_in_order(queue) else ByMessage(last_first=last_first)
         covers = self._covering(waiting, queue) if isinstance(waiting, InOrder) else (self._cover_put, self._cover_get)
         if not (wrap(queue, "_put", covers[0]) and wrap(queue, "_get", covers[1])):
             self.patches.undo()

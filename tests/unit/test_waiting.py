@@ -54,6 +54,18 @@ def test_another_order_is_told_by_the_message() -> None:
     assert waiting.oldest() == 2
 
 
+def test_an_object_that_is_there_more_than_once_leaves_an_inbox_of_the_other_order_last_first() -> None:
+    waiting, (message, other) = ByMessage(last_first=True), messages(2)
+    for moment in (1.0, 2.0, 3.0):
+        waiting.remember(message, at(moment))
+    waiting.remember(other, at(4.0))
+    assert [waiting.recall(message), waiting.recall(other)] == [at(3.0), at(4.0)]
+    waiting.remember(message, at(5.0))
+    assert (waiting.oldest(), len(waiting)) == (1.0, 3)
+    assert [waiting.recall(message) for _ in range(4)] == [at(5.0), at(2.0), at(1.0), None]
+    assert len(waiting) == 0
+
+
 def test_an_object_that_is_there_more_than_once_leaves_in_its_own_order() -> None:
     waiting, (message,) = ByMessage(), messages(1)
     for moment in (1.0, 2.0, 3.0):
