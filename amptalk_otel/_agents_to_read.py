@@ -94,9 +94,13 @@ class AgentsToRead:
         """
         found = AgentsToRead((), self._breathe)
         found._lives = lives
-        for reader in (*(reader for reader in self.readers if reader.recorder_id in reported), *kept):
-            found._series.setdefault(reader.identity, []).append(reader)
+        for identity, readers in self._series.items():
+            told = [reader for reader in readers if reader.recorder_id in reported]
+            if told:
+                found._series[identity] = told
             self._breathe()
+        for reader in kept:
+            found._series.setdefault(reader.identity, []).append(reader)
         return found
 
     def those(self, wanted: Callable[[Identity], bool]) -> AgentsToRead:

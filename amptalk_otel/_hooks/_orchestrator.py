@@ -17,7 +17,7 @@ from amptalk_otel._reading import OrchestratorReading, read_orchestrator
 from amptalk_otel._recorder import OrchestratorRecorder
 from amptalk_otel._tracing._sending import Sending, in_span
 from amptalk_otel._tracing._tracer import MessageTracer, first_tracer
-from amptalk_otel.adapters import adapter_for, name_in, undelivered_reason
+from amptalk_otel.adapters import AgentAdapter, adapter_for, name_in, undelivered_reason
 
 
 class Roster(Protocol):
@@ -43,6 +43,7 @@ class OrchestratorHook:
         self._traces = False  # whether there are wrappers for that
         self.recorder = OrchestratorRecorder(clean(getattr(orchestrator, "name", type(orchestrator).__qualname__)))
         self._orchestrator = weakref.ref(orchestrator)
+        self._kinds: dict[int, tuple[type, AgentAdapter | None]] = {}  # of the agents at the last reading, by id
         self._rosters: tuple[Roster, ...] = ()
         self._sending: dict[int, int] = {}  # by id of a message inside send_message_to_agent: in how many calls
         self._patches = Patches()
@@ -231,8 +232,20 @@ class OrchestratorHook:
         if orchestrator is None:
             return None
         agents = list(orchestrator.agents.copy().values())
-        running = sum(1 for agent in agents if _is_running(agent))
+        running = self._running(agents)
         return read_orchestrator(self.recorder, running=running, stopped=len(agents) - running)
+
+    def _running(self, agents: list[Any]) -> int:
+        """To see of which kind an agent is takes longer than all that is asked of it here, and is done once."""
+        former, kinds, running = self._kinds, {}, 0
+        for agent in agents:
+            kind, adapter = former.get(id(agent), (None, None))
+            if adapter is None or kind is not type(agent):
+                adapter = adapter_for(agent)
+            kinds[id(agent)] = type(agent), adapter
+            running += adapter is not None and adapter.is_running(agent)
+        self._kinds = kinds
+        return running
 
     def release(self) -> None:
         """Take every wrapper and the event hook off."""
@@ -245,11 +258,6 @@ class OrchestratorHook:
 def _begun(tracer: MessageTracer, destination: str | None, message: Any) -> Sending:
     description = tracer.description_of_send(destination, message_type_of(message), None)
     return Sending(tracer, description, message, tracer.context_of(message, get_current(), is_being_sent=True))
-
-
-def _is_running(agent: Any) -> bool:
-    adapter = adapter_for(agent)
-    return adapter is not None and adapter.is_running(agent)
 
 
 def _name_of_group(*args: Any, **kwargs: Any) -> str:
