@@ -60,7 +60,7 @@ async def _ours(population: Population) -> Watched:
 async def _stock(population: Population) -> Watched:
     registry = CollectorRegistry()
     provider = MeterProvider([stock_reader(registry)], shutdown_on_exit=False)
-    instrumentation = instrument_orchestrator(population.orchestrator, meter_provider=provider)
+    instrumentation = instrument_orchestrator(population.orchestrator, meter_provider=provider, config=CONFIG)
     must_watch(instrumentation, population)
     url, stop = serve(registry)
 
