@@ -70,9 +70,12 @@ class BucketCounts:
         return tuple([exemplar for _index, exemplar in sorted(found.copy().items())]) if found else ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Distribution:
-    """What a histogram held when it was read."""
+    """What a histogram held when it was read. Not to be changed.
+
+    Nor frozen: to make one would take two to five times as long, and every scrape makes thousands.
+    """
 
     bounds: tuple[float, ...]
     counts: tuple[int, ...]

@@ -20,7 +20,7 @@ _LONG_TRIES = 30
 _LONG_PAUSE_S = 0.003
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: see `Distribution`
 class TypeReading:
     """The counts of one message type at one agent, at one moment."""
 
@@ -63,7 +63,7 @@ class StateReading:
     durations: dict[tuple[str, str | None], Distribution]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: see `Distribution`
 class AgentReading:
     """One agent at one moment. `received = processed + failed + dropped + in_flight + queue_size + unaccounted`."""
 
