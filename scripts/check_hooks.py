@@ -45,6 +45,7 @@ TRACING = [f"{UNIT}tracing_{name}.py" for name in ("outcomes", "arrivals", "time
 ALL = [
     *(f"{UNIT}{name}.py" for name in ("agent_hook", "inbox", "recorder", "unaccounted", "core_generation")),
     *(f"{UNIT}{name}.py" for name in ("orchestrator_hook", "state_hook", "reading", "watch", "budget", "bridge")),
+    *(f"{UNIT}{name}.py" for name in ("agent_time", "budget_time", "peaks", "exact_sum")),
     *(f"{UNIT}{name}.py" for name in ("producer", "adapters", "patch")),
     BALANCE,
     *TRACING,
@@ -60,6 +61,14 @@ FIRST = {
     "_hooks/_outbox.py": [f"{UNIT}core_generation.py", f"{UNIT}tracing_core.py"],
     "_hooks/_state.py": [f"{UNIT}state_hook.py", f"{UNIT}tracing_state.py", f"{UNIT}agent_hook.py"],
     "_agent_recorder.py": [f"{UNIT}recorder.py", f"{UNIT}agent_hook.py", f"{UNIT}inbox.py", f"{UNIT}unaccounted.py"],
+    "_work_recorder.py": [
+        f"{UNIT}recorder.py",
+        f"{UNIT}agent_hook.py",
+        f"{UNIT}agent_time.py",
+        f"{UNIT}unaccounted.py",
+    ],
+    "_timesheet.py": [f"{UNIT}agent_time.py", f"{UNIT}budget_time.py"],
+    "_peaks.py": [f"{UNIT}peaks.py"],
     "_type_recorder.py": [f"{UNIT}recorder.py", f"{UNIT}budget.py"],
     "_recorder.py": [f"{UNIT}recorder.py", f"{UNIT}budget.py"],
     "_waiting.py": [f"{UNIT}waiting.py", f"{UNIT}inbox.py"],
