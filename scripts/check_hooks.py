@@ -96,6 +96,9 @@ EQUIVALENT: dict[str, str] = {
     "_agent_recorder.py AgentRecorder._find_record: self.by_type[raw] = record": (
         "a shortcut: without it every message's type is searched for, and found to be the same"
     ),
+    "_work_recorder.py WorkRecorder._turn: self.also_in_work = 0": (
+        "it is 0 already: less than that would mean that a message ended that never began"
+    ),
 }
 """Hooks that no test can miss, by name, and why."""
 

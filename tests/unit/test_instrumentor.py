@@ -237,7 +237,7 @@ async def test_orchestrators_that_the_program_drops_are_let_go(vendored: type[Or
     provider, reader = provider_and_reader()
     config = CONFIG.with_changes(departed_agents_linger_s=0.000_001)
     zero_code = ZeroCode(config, meter_provider=provider)
-    for index in range(20):
+    for index in range(8):
         orchestrator = vendored(f"number-{index}")
         agent = await populate(orchestrator)
         for task in orchestrator.tasks:
