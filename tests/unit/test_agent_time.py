@@ -19,7 +19,7 @@ from amptalk_otel import AgentReading
 from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._hooks._agent import AgentHook
 from amptalk_otel._reading import read_types
-from amptalk_otel._timesheet import TimeReading
+from amptalk_otel._timesheet import TimeReading, Timesheet
 from amptalk_otel._traces import message_tracer
 from amptalk_otel._under_way import NOTHING, nobody
 from amptalk_otel.adapters import AgentAdapter, CoreAdapter, FrameworkAdapter
@@ -997,3 +997,23 @@ assert os.waitstatus_to_exitcode(status) == 7, status
 def test_a_child_that_is_forked_while_somebody_reads_can_start_agents() -> None:
     done = subprocess.run([sys.executable, "-c", _FORK], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+NOTHING_YET = (0.0, 0.0, 0.0)
+
+
+def test_a_run_whose_end_nobody_saw_lasted_until_it_was_seen_for_the_last_time() -> None:
+    sheet = Timesheet()
+    sheet.run(0.0, NOTHING_YET)
+    assert sheet.read(10.0, NOTHING_YET, is_running=True, started_at=None).running_s == 10.0
+    sheet.run(20.0, NOTHING_YET)
+    assert sheet.read(25.0, NOTHING_YET, is_running=True, started_at=None).running_s == 15.0
+
+
+def test_what_a_stopped_agent_does_does_not_count_when_it_is_seen_running_again() -> None:
+    sheet = Timesheet()
+    sheet.run(0.0, NOTHING_YET)
+    sheet.stop(10.0, (4.0, 0.0, 0.0))
+    sheet.read(20.0, (6.0, 0.0, 0.0), is_running=True, started_at=None)
+    told = sheet.read(22.0, (7.0, 0.0, 0.0), is_running=True, started_at=None)
+    assert (told.busy_s, told.idle_s) == (5.0, 7.0)

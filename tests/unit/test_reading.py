@@ -285,3 +285,13 @@ def test_what_is_kept_from_one_reading_to_the_next_is_nothing_to_the_garbage_col
 
 def test_an_empty_inbox_has_no_oldest_message() -> None:
     assert oldest_age_s(AgentRecorder("id", "name")) is None
+
+
+def test_what_is_written_together_is_not_read_before_all_of_it_is_there(pauses: list[float]) -> None:
+    watched = AgentRecorder("id", "name")
+    with watched._at_once():
+        read_types(watched, lambda: None)
+    assert len(pauses) >= 50
+    pauses.clear()
+    read_types(watched, lambda: None)
+    assert pauses == []
