@@ -327,20 +327,22 @@ def test_what_psutil_can_not_read_costs_its_rows_and_one_log_record_each(
 
 def test_who_reads_while_another_reader_hangs_gets_the_last_value(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_system, "_PATIENCE_S", 0.01)
-    hangs, go_on = threading.Event(), threading.Event()
+    hangs, go_on, goes_on = threading.Event(), threading.Event(), threading.Event()
     was_told: list[bool] = []
 
     def sample() -> tuple[float, float]:
         hangs.set()
-        was_told.append(go_on.wait(5))
+        was_told.append(go_on.wait(20))
+        goes_on.set()
         return 1.0, 2.0
 
     window = CpuWindow(sample)  # which gives up waiting for the first sample
-    assert hangs.is_set()
+    assert hangs.wait(20)
     reader = threading.Thread(target=window.read, daemon=True)
     reader.start()
     assert window.read() is None
     go_on.set()
     reader.join(20)
     assert not reader.is_alive()
+    assert goes_on.wait(20)
     assert was_told[0], "the read waited for the one that hangs"
