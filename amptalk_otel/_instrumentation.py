@@ -38,10 +38,18 @@ class Instrumentation:
     As a context manager it ends with `shutdown()`. Dropping the handle does not end the instrumentation.
     """
 
-    def __init__(self, watch: Watch | None, pipeline: _pipeline.Pipeline | None) -> None:
-        self._watch = watch
-        self._pipeline = pipeline
+    def __init__(self) -> None:
+        self._watch: Watch | None = None
+        self._pipeline: _pipeline.Pipeline | None = None
         self._lock = threading.Lock()
+
+    @classmethod
+    def _of(cls, watch: Watch, pipeline: _pipeline.Pipeline | None) -> Instrumentation:
+        """A handle that ends `watch`, and then lets go of `pipeline`."""
+        instrumentation = cls()
+        instrumentation._watch = watch
+        instrumentation._pipeline = pipeline
+        return instrumentation
 
     @property
     def metrics_url(self) -> str | None:
@@ -253,7 +261,7 @@ def _instrument(
             return _begin(target, unusable, start, config, meter_provider, tracer_provider)
     except Exception:
         swallow("instrumenting")
-        return Instrumentation(None, None)
+        return Instrumentation()
 
 
 def _remember(
@@ -280,11 +288,11 @@ def _begin(
 ) -> Instrumentation:
     config = config if config is not None else Config.from_env()
     if config.sdk_disabled:
-        return Instrumentation(None, None)
+        return Instrumentation()
     reason = unusable(target)
     if reason is not None:
         logger.warning("%s can't be instrumented: %s", type(target).__qualname__, reason)
-        return Instrumentation(None, None)
+        return Instrumentation()
     pipeline = None
     if meter_provider is None:
         pipeline = _pipeline.acquire(config)
@@ -302,6 +310,6 @@ def _begin(
         if pipeline is not None:
             _pipeline.release(pipeline, _GIVE_UP_S)
         raise
-    instrumentation = Instrumentation(watch, pipeline)
+    instrumentation = Instrumentation._of(watch, pipeline)  # noqa: SLF001 - our own module's
     _remember(target, meter_provider, pipeline, instrumentation)
     return instrumentation
