@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable
 from types import CoroutineType
 from typing import Any
@@ -139,15 +140,16 @@ class Inbox:
 
     # -- first in, first out -------------------------------------------------------------------------
     #
-    # The same, written out for the queue that nearly every agent has: no call where nothing is out of the ordinary.
+    # The same, written out for the queue that nearly every agent has: no call where nothing is out of the ordinary, and
+    # what `asyncio.Queue` itself does in place of a call of it.
 
     def _covering(self, waiting: InOrder, queue: Any) -> tuple[Wrap, Wrap]:  # noqa: C901 - two that share what they hold
         inbox, recorder, arrivals = self, self._recorder, waiting.arrivals
         known, clock = recorder.by_type, recorder.clock
 
-        def cover_put(put: Callable[..., Any]) -> Callable[..., Any]:
+        def cover_put(_covered: Callable[..., Any]) -> Callable[..., Any]:
             def _put(item: Any) -> None:
-                put(item)
+                queue._queue.append(item)  # noqa: SLF001 - asyncio's own way
                 try:
                     try:
                         record = known[item.message_type._value_]
@@ -167,9 +169,10 @@ class Inbox:
 
             return _put
 
-        def cover_get(get: Callable[..., Any]) -> Callable[..., Any]:
+        def cover_get(_covered: Callable[..., Any]) -> Callable[..., Any]:
             def _get() -> Any:
-                item = get()
+                store = queue._queue  # noqa: SLF001 - as above
+                item = store.popleft()
                 try:
                     loop, length = inbox.loop_coroutine(), len(arrivals)
                     if (
@@ -177,7 +180,7 @@ class Inbox:
                         or not loop.cr_running  # then somebody else takes the message
                         or isinstance(item, tuple)  # then the message is inside
                         or recorder.next_message is not NOTHING
-                        or length != len(queue._queue) + 1  # noqa: SLF001 - the store may be changed directly
+                        or length != len(store) + 1  # the store may be changed directly
                     ):
                         inbox.left_in_order(item)
                         return item
@@ -219,7 +222,7 @@ class Inbox:
         waiting, queue = self._recorder.waiting, self._queue()
         if not self.patches.active or not isinstance(waiting, InOrder) or queue is None:
             return
-        vanished = len(waiting) - len(queue._queue) - 1  # noqa: SLF001 - as above
+        vanished = len(waiting) - len(queue._queue) - 1  # noqa: SLF001 - the store may be changed directly
         if vanished > 0:
             self._recorder.vanished(vanished)
         elif vanished < 0:
@@ -280,9 +283,14 @@ def _is_queue(queue: Any) -> bool:
 
 
 def _is_in_order(queue: Any) -> bool:
-    """Whether the queue gives away what came first first, as `asyncio.Queue` itself does."""
-    return _comes_from_queue(queue, "_put") and _comes_from_queue(queue, "_get")
+    """Whether the queue gives away what came first first, exactly as `asyncio.Queue` itself does."""
+    return all(_comes_from_queue(queue, name, does) for name, does in (("_put", "append"), ("_get", "popleft")))
 
 
-def _comes_from_queue(queue: Any, name: str) -> bool:
-    return getattr(getattr(queue, name), "__func__", None) is getattr(asyncio.Queue, name)
+def _comes_from_queue(queue: Any, name: str, does: str) -> bool:
+    """Whether the method is asyncio's own, and does nothing but call the method `does` of a deque."""
+    function = getattr(getattr(queue, name), "__func__", None)
+    if function is not getattr(asyncio.Queue, name) or not isinstance(getattr(queue, "_queue", None), deque):
+        return False
+    called: tuple[str, ...] = function.__code__.co_names
+    return called == ("_queue", does)

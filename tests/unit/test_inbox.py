@@ -651,6 +651,24 @@ async def test_a_new_inbox_is_found_at_the_next_start_and_the_old_ones_messages_
         assert hook.read().oldest_age_s is None
 
 
+@pytest.mark.parametrize("name", ["_put", "_get"])
+@in_loop
+async def test_what_somebody_gave_to_all_queues_is_called(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = getattr(asyncio.Queue, name), []
+
+    def noted(queue: asyncio.Queue[Message], *items: Message) -> Any:
+        calls.append(items)
+        return original(queue, *items)
+
+    monkeypatch.setattr(asyncio.Queue, name, noted)
+    agent = Scripted()
+    agent.input_queue = asyncio.Queue()  # the outbox is one, too
+    with hooked(agent) as hook:
+        await handle(agent, note())
+        assert counts(hook.read()) == {"received": 1, "processed": 1, "waits": 1, "works": 1}
+    assert len(calls) == 1
+
+
 class TwoLoops(Scripted):
     """Takes messages in two tasks, and looks at each for a while before it works on it."""
 
