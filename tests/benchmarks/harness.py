@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import statistics
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 _SEED = 20  # the order of the peers is shuffled, and the same in every run
 
@@ -94,6 +96,18 @@ def measured() -> Iterator[Usage]:
     finally:
         usage.cpu_s = time.process_time() - cpu
         usage.wall_s = time.perf_counter() - wall
+
+
+def kept_by_the_host_s(stat: Path = Path("/proc/stat")) -> float:
+    """Seconds for which a virtual machine had work to do and was not run, of all CPUs together; 0.0 where nobody tells.
+
+    It is `steal` of proc(5). A program can't be blamed for what happens meanwhile.
+    """
+    try:
+        fields = stat.read_text(encoding="ascii").split("\n", 1)[0].split()
+        return int(fields[8]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError, ValueError, AttributeError):
+        return 0.0
 
 
 # -- rounds --------------------------------------------------------------------------------------------

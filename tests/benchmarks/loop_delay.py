@@ -1,7 +1,8 @@
 """How late the event loop is, with 1,000 agents scraped once a second from another process.
 
 A task sleeps a millisecond at a time and notes how late it wakes. Each configuration runs in fresh processes, several
-times in turns; the scrapes come from this one, compressed, as Prometheus asks for them.
+times in turns; the scrapes come from this one, compressed, as Prometheus asks for them. A run during which the host of
+a virtual machine kept the CPU for itself tells how long that took, and is made again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tests.benchmarks.harness import Summary, differences, progress, quantile, summarize, turns
+from tests.benchmarks.harness import (
+    Summary,
+    differences,
+    kept_by_the_host_s,
+    progress,
+    quantile,
+    summarize,
+    turns,
+)
 from tests.benchmarks.peers import NOTHING, OURS, STOCK, get, watch
 from tests.benchmarks.population import TYPES, Population
 from tests.benchmarks.report import Result, Table, number
@@ -26,8 +35,18 @@ MESSAGES_PER_S = 2_000
 TICK_S = 0.001
 WARM_UP_S = 2.0
 _FEED_S = 0.005
+_MOST_KEPT = 0.01  # of a run, by the host
+_TRIES = 3
 _QUANTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 LOADS = {"quiet": 0, "loaded": MESSAGES_PER_S}
+
+
+@dataclass
+class _Run:
+    first_ms: float  # the longest delay of the warm-up
+    delays_ms: list[float]
+    scrapes: int
+    kept: float  # the share of the time, of one CPU, that the host kept
 
 
 @dataclass
@@ -38,13 +57,15 @@ class Delays:
     of_runs: list[dict[str, float]] = field(default_factory=list)
     first_ms: list[float] = field(default_factory=list)  # the longest delay of each run's warm-up
     scrapes: int = 0
+    kept: float = 0.0  # the greatest share of a run that the host kept
 
-    def add(self, first_ms: float, delays_ms: list[float], scrapes: int) -> None:
-        self.first_ms.append(first_ms)
-        self.all_ms = sorted(self.all_ms + delays_ms)
-        ordered = sorted(delays_ms)
+    def add(self, one: _Run) -> None:
+        self.first_ms.append(one.first_ms)
+        self.all_ms = sorted(self.all_ms + one.delays_ms)
+        ordered = sorted(one.delays_ms)
         self.of_runs.append({name: quantile(ordered, q) for name, q in _QUANTILES.items()})
-        self.scrapes += scrapes
+        self.scrapes += one.scrapes
+        self.kept = max(self.kept, one.kept)
 
 
 def run(*, short: bool) -> Result:
@@ -53,7 +74,7 @@ def run(*, short: bool) -> Result:
     delays = {(load, peer): Delays() for load in LOADS for peer in peers}
     for number_of_run, order in enumerate(turns(peers, runs)):
         for load, peer in itertools.product(LOADS, order):
-            delays[load, peer].add(*_measure(peer, LOADS[load], seconds))
+            delays[load, peer].add(_undisturbed(peer, LOADS[load], seconds))
             progress(f"{peer}, {load}: run {number_of_run + 1} of {runs}")
     ratios = {
         f"loop_delay.{load}.{name}": _above_idle(delays[load, OURS], delays[load, NOTHING], name)
@@ -63,6 +84,9 @@ def run(*, short: bool) -> Result:
     notes = (
         f"{AGENTS:,} agents; {runs * seconds:.0f} s for each row, in {runs} processes; a scrape a second, compressed.",
         f"Before that, {WARM_UP_S:.0f} s of warm-up with the first scrapes, and a garbage collection.",
+        f"A run of which the host of this machine kept more than {_MOST_KEPT:.0%} for itself was made again, up to "
+        f"{_TRIES} times in all (not the stock reader's), and the least disturbed one counts; the last column has the "
+        "worst of these.",
         f"Under load the agents handle {MESSAGES_PER_S:,} messages a second together.",
         "The framework's own monitor blocks the loop for 201 ms at each collection: it measures the CPU share twice, "
         "for 0.1 s each. (Measured once, and not in this run.)",
@@ -81,20 +105,32 @@ def _table(delays: dict[tuple[str, str], Delays]) -> Table:
         label = f"{peer}{'' if peer == NOTHING else ', scraped'}{', under load' if LOADS[load] else ''}"
         values = (number(quantile(found.all_ms, q)) for q in _QUANTILES.values())
         warm_up = number(summarize(found.first_ms).median)
-        rows.append((label, *values, warm_up, f"{len(found.all_ms):,}", str(found.scrapes)))
-    head = ("", *(f"{name}, ms" for name in _QUANTILES), "warm-up: max, ms", "wake-ups", "scrapes")
+        kept = f"{found.kept:.1%}"
+        rows.append((label, *values, warm_up, f"{len(found.all_ms):,}", str(found.scrapes), kept))
+    head = ("", *(f"{name}, ms" for name in _QUANTILES), "warm-up: max, ms", "wake-ups", "scrapes", "kept by the host")
     return Table(head, tuple(rows))
 
 
-def _measure(peer: str, messages_per_s: int, seconds: float) -> tuple[float, list[float], int]:
-    """The longest delay of the warm-up; then, of the run itself, all delays and how many scrapes there were."""
+def _undisturbed(peer: str, messages_per_s: int, seconds: float) -> _Run:
+    """A run that the host did not disturb, or the one of several that it disturbed least."""
+    runs: list[_Run] = []
+    for _ in range(1 if peer == STOCK else _TRIES):  # it keeps the loop waiting for longer than any host
+        runs.append(_measure(peer, messages_per_s, seconds))
+        if runs[-1].kept <= _MOST_KEPT:
+            break
+        progress(f"{peer}: the host kept the CPU for {runs[-1].kept:.1%} of the run")
+    return min(runs, key=lambda one: one.kept)
+
+
+def _measure(peer: str, messages_per_s: int, seconds: float) -> _Run:
     with Child("loop_delay", peer=peer) as worker:
         url = worker.ask("url")
         with _scraping(url):
             first: list[float] = worker.ask("run", messages_per_s=messages_per_s, seconds=WARM_UP_S)
+        before_s = kept_by_the_host_s()
         with _scraping(url) as scrapes:
             delays: list[float] = worker.ask("run", messages_per_s=messages_per_s, seconds=seconds)
-        return max(first), delays, len(scrapes)
+        return _Run(max(first), delays, len(scrapes), (kept_by_the_host_s() - before_s) / seconds)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
 from contextlib import nullcontext
@@ -19,7 +20,17 @@ from amptalk_otel.demo.runtime import Message
 from tests.benchmarks import bounds, command, messages, peers, tracing
 from tests.benchmarks.bounds import Bound, Recorded
 from tests.benchmarks.churn import differences_of
-from tests.benchmarks.harness import Summary, differences, exactly, measured, quantile, ratio, summarize, turns
+from tests.benchmarks.harness import (
+    Summary,
+    differences,
+    exactly,
+    kept_by_the_host_s,
+    measured,
+    quantile,
+    ratio,
+    summarize,
+    turns,
+)
 from tests.benchmarks.mirror import PrometheusMirror, Series, shape_of
 from tests.benchmarks.plot import log_log
 from tests.benchmarks.population import TYPES, Population
@@ -137,6 +148,18 @@ def test_the_machine_is_told_without_its_name() -> None:
     assert cells["form"] == "short"
     assert re.fullmatch(r"opentelemetry-sdk \d\S+, .*psutil \d\S+", cells["packages"])
     assert int(cells["cores available"]) >= 1
+
+
+def test_what_the_host_kept_is_the_eighth_number_of_all_cpus_together(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  10 0 20 3000 5 0 1 250 0 0\ncpu0 5 0 10 1500 2 0 1 125 0 0\n", encoding="ascii")
+    assert kept_by_the_host_s(stat) == 250 / os.sysconf("SC_CLK_TCK")
+
+
+def test_where_nobody_tells_what_the_host_kept_it_kept_nothing(tmp_path: Path) -> None:
+    assert kept_by_the_host_s(tmp_path / "stat") == 0.0
+    (tmp_path / "stat").write_text("cpu  10 0 20\n", encoding="ascii")
+    assert kept_by_the_host_s(tmp_path / "stat") == 0.0
 
 
 def test_a_section_is_pasted_between_its_markers() -> None:
