@@ -192,7 +192,8 @@ def run(*, short: bool) -> Result:
         f"{messages:,} messages a round and row, {WEIGHT * messages:,} where no spans are made; {rounds} rounds.",
         "Sampler: `ParentBased(TraceIdRatioBased(share))`. Spans are dropped when they end. Each message begins a "
         "trace, but for the rows in an unsampled trace: there, all are put or sent within one span that is dropped.",
-        f"{FLOOR}: as in the table of messages; of a message that is sent, sends are counted as well.",
+        f"{FLOOR}: as in the table of messages; of a message that is sent, sends are counted and timed as well: "
+        f"{OURS} tells how long they wait.",
         f"{BY_HAND}: these same integers, and spans with `start_as_current_span`: `process`, in the context in which "
         "the message was put into the inbox; of a message that is sent, `send`, `propagate.inject` into the message, "
         "and `process` in what `propagate.extract` finds there. Names, kinds and attributes are ours, and attributes "
