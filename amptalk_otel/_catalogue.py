@@ -277,7 +277,7 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric(
         "amptalk.agent.time", Kind.COUNTER, "s",
         "Time that the agent was running, by what it was at: idle, busy, retry_backoff or blocked_sending.",
-        Owner.AGENT, ByState(lambda agent: agent.time.by_state_met), ("state",),
+        Owner.AGENT, ByState(lambda agent: agent.time.by_state), ("state",),
     ),
     Metric(
         "amptalk.agent.queue.size", Kind.UP_DOWN_COUNTER, "{message}",

@@ -93,6 +93,9 @@ WRITTEN_TO = {"recorder", "record", "work", "wait", "retrying", "self", "mine"}
 EQUIVALENT: dict[str, str] = {
     "_hooks/_inbox.py Inbox._takes_for_loop: self.loop_coroutine = weakref.ref(coroutine) if isinstance(coroutine, "
     "CoroutineType) else ": "a shortcut: without it every message is counted the careful way, which tells the same",
+    "_hooks/_orchestrator.py OrchestratorHook._running: self._kinds = kinds": (
+        "a shortcut: without it the kind of every agent is looked up at each reading, and found to be the same"
+    ),
     "_agent_recorder.py AgentRecorder._find_record: self.by_type[raw] = record": (
         "a shortcut: without it every message's type is searched for, and found to be the same"
     ),

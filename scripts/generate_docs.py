@@ -315,7 +315,7 @@ add up to its uptime, over all its runs, and utilisation is a rate:
 | `retry_backoff` | else, a message waits for its next attempt |
 | `idle` | else |
 
-- `retry_backoff` and `blocked_sending` have no series before an agent is in them for the first time.
+- All four are there from the first scrape on, 0 until the agent is in that state: `rate()` and `increase()` miss nothing.
 - A stopped agent is in no state, and none of its counters grows: `idle` is running with nothing to do. The same holds from the
   moment that an agent is unregistered, even if it goes on with the message that it is at.
 - What is under way counts up to the moment of the scrape: a call of ten minutes is busy while it lasts. All four are of

@@ -713,6 +713,26 @@ async def test_an_agent_that_says_that_it_stopped_without_a_stop_ran_until_it_wa
 
 
 @in_loop
+async def test_a_stop_that_fails_and_leaves_the_agent_running_ends_nothing() -> None:
+    class Stubborn(Gated):
+        async def stop(self) -> None:
+            raise OSError("not now")
+
+    agent, clock = Stubborn(), Clock()
+    with hooked(agent, clock) as hook:
+        await agent.start()
+        clock.advance(5.0)
+        with pytest.raises(OSError, match="not now"):
+            await agent.stop()
+        clock.advance(3.0)
+        assert parts(hook.read()) == {"idle": 8.0}
+        agent.is_running = False
+        clock.advance(7.0)
+        assert parts(hook.read()) == {"idle": 8.0}
+        await super(Stubborn, agent).stop()
+
+
+@in_loop
 async def test_an_agent_let_go_is_told_as_it_was_and_goes_on_when_it_comes_back() -> None:
     agent, clock, (one, other) = Gated(), Clock(), (note() for _ in range(2))
     with hooked(agent, clock) as hook:

@@ -255,6 +255,8 @@ EXPECTED: dict[str, list[tuple[dict[str, str], Any]]] = {
         ({**WORKER, "state": "blocked_sending"}, 0.25),
         ({**IDLE, "state": "idle"}, 0.0),
         ({**IDLE, "state": "busy"}, 0.0),
+        ({**IDLE, "state": "retry_backoff"}, 0.0),
+        ({**IDLE, "state": "blocked_sending"}, 0.0),
     ],
     "amptalk.agent.queue.size": [(WORKER, 3), (IDLE, 0)],
     "amptalk.agent.queue.peak": [(WORKER, 8), (IDLE, 0)],
