@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
@@ -17,7 +18,7 @@ from opentelemetry.trace import SpanContext, get_current_span
 from prometheus_client import CollectorRegistry, generate_latest
 
 from amptalk_otel.demo.runtime import Message
-from tests.benchmarks import bounds, command, messages, peers, tracing
+from tests.benchmarks import bounds, command, loop_delay, messages, peers, tracing
 from tests.benchmarks.bounds import Bound, Recorded
 from tests.benchmarks.churn import differences_of
 from tests.benchmarks.harness import (
@@ -160,6 +161,24 @@ def test_where_nobody_tells_what_the_host_kept_it_kept_nothing(tmp_path: Path) -
     assert kept_by_the_host_s(tmp_path / "stat") == 0.0
     (tmp_path / "stat").write_text("cpu  10 0 20\n", encoding="ascii")
     assert kept_by_the_host_s(tmp_path / "stat") == 0.0
+
+
+@in_loop
+async def test_long_delays_while_the_host_kept_the_cpu_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time is what the sleeps say: the second takes 10 ms too long while the host keeps 10 ms, the third on its own."""
+    now_s, kept_s = 100.0, 5.0
+    late_s = iter([0.0, 0.010, 0.010, 0.0])
+    stolen_s = iter([0.0, 0.010, 0.0, 0.0])
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now_s, kept_s
+        now_s += seconds + next(late_s)
+        kept_s += next(stolen_s)
+
+    monkeypatch.setattr(loop_delay, "asyncio", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(loop_delay, "time", SimpleNamespace(perf_counter=lambda: now_s))
+    ticks = await loop_delay._tick(0.0235, lambda: kept_s)
+    assert ticks == ([0.0, 10.0, 0.0], 1)
 
 
 def test_a_section_is_pasted_between_its_markers() -> None:
