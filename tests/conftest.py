@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, settings
 
 from amptalk_otel import _guard, _pipeline, _watch
 from amptalk_otel._hooks import _state
+from tests.support import examples
 
 settings.register_profile(
     "amptalk",
+    max_examples=examples(100),
     deadline=None,
     derandomize=bool(os.environ.get("CI")),  # a change is judged by what it changed; new examples are found elsewhere
     suppress_health_check=[HealthCheck.too_slow],

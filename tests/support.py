@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,11 @@ from amptalk_otel.demo.runtime import Agent, Message, MessageType
 P = ParamSpec("P")
 Key = tuple[str, frozenset[tuple[str, Any]]]
 CONFIG = Config(metrics_exporters=("none",))
+
+
+def examples(number: int) -> int:
+    """How many examples of a property are tried: `number`, times AMPTALK_OTEL_TEST_TIMES (1 if it is not set)."""
+    return number * int(os.environ.get("AMPTALK_OTEL_TEST_TIMES", "1"))
 
 
 def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:

@@ -22,7 +22,7 @@ from amptalk_otel._labels import MAX_LENGTH, clean
 from amptalk_otel._pipeline import _MAX_RESOURCE_LENGTH, _resource
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
 from amptalk_otel.demo.runtime import Message, MessageType, Orchestrator, StateManager
-from tests.support import Scripted, handle
+from tests.support import Scripted, examples, handle
 
 openmetrics: Any = openmetrics_parser  # untyped
 ODD = '\\"\n{}=, #\r\t\0\x1f\x7f\x85\u2028é😀\ud800\udcff_'
@@ -120,7 +120,7 @@ def check_export(world: World) -> None:
             assert sum(point.as_int for point in data.data_points) == world.received
 
 
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 @given(
     orchestrator=NAME,
     agents=st.lists(st.tuples(NAME, NAME), min_size=1, max_size=2),

@@ -15,7 +15,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, get_c
 
 from amptalk_otel._tracing._carrier import MAX_FIELDS, MAX_LENGTH
 from amptalk_otel.demo.runtime import Message
-from tests.support import Scripted, counts, note
+from tests.support import Scripted, counts, examples, note
 from tests.tracing import KEY, Spans, parent_of, trace_of, traced
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -60,7 +60,7 @@ def is_ignored(carried: Any) -> bool:
 @example(carried={"traceparent": TRACEPARENT})
 @example(carried={"traceparent": TRACEPARENT, "baggage": "a=b"})
 @example(carried={"traceparent": "\udc80" * 55, "baggage": "\udc80=\udc80"})
-@settings(max_examples=1_000)
+@settings(max_examples=examples(1_000))
 def test_whatever_is_there_extracting_gives_a_context(carried: Any) -> None:
     message = note()
     message.metadata.checkpoint_data[KEY] = carried
@@ -80,7 +80,7 @@ def test_whatever_is_there_extracting_gives_a_context(carried: Any) -> None:
 
 
 @given(carried=st.lists(CARRIED, min_size=1, max_size=8))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_no_message_is_lost_whatever_it_carries(carried: list[Any]) -> None:
     spans, agent = Spans(), Scripted(name="Bob")
     messages = [note() for _ in carried]
@@ -118,7 +118,7 @@ def is_sampled(message: Message) -> bool:
     payload=st.dictionaries(st.text(), st.one_of(st.integers(), st.text()), max_size=4),
     stages=st.dictionaries(st.text(max_size=10).filter(lambda name: name != KEY), JSON, max_size=4),
 )
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 def test_a_context_comes_through_json_and_leaves_the_rest_alone(
     trace_id: int, span_id: int, flags: int, pairs: dict[str, str], payload: dict[str, Any], stages: dict[str, Any]
 ) -> None:
@@ -141,7 +141,7 @@ def test_a_context_comes_through_json_and_leaves_the_rest_alone(
 
 
 @given(carried=CARRIED)
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_a_span_belongs_to_what_is_carried_or_to_nothing(carried: Any) -> None:
     spans, agent, message = Spans(), Scripted(name="Bob"), note()
     message.metadata.checkpoint_data[KEY] = carried

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from amptalk_otel._http import BadRequestError, Limits, Request, take_request
 from amptalk_otel._protection import UnusableError
 from amptalk_otel._web_config import WebConfig, read_web_config
+from tests.support import examples
 
 LIMITS = Limits(line_bytes=60, head_bytes=200, headers=4)
 HASH = "$2b$04$" + "a" * 53
@@ -40,7 +41,7 @@ def taken(pieces: list[bytes]) -> list[Request | int]:
 
 
 @given(stream=STREAMS)
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 def test_a_stream_is_a_row_of_requests_and_at_most_one_error_that_ends_it(stream: bytes) -> None:
     found = taken([stream])
     assert all(isinstance(one, Request) for one in found[:-1])
@@ -52,7 +53,7 @@ def test_a_stream_is_a_row_of_requests_and_at_most_one_error_that_ends_it(stream
 
 
 @given(stream=STREAMS, cuts=st.lists(st.integers(0, 300), max_size=10))
-@settings(max_examples=500)
+@settings(max_examples=examples(500))
 def test_the_requests_of_a_stream_are_the_same_however_it_is_cut(stream: bytes, cuts: list[int]) -> None:
     places = sorted({0, *(min(cut, len(stream)) for cut in cuts), len(stream)})
     pieces = [stream[start:end] for start, end in pairwise(places)]
@@ -86,7 +87,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @given(text=FILES)
-@settings(max_examples=1000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    max_examples=examples(1000), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_any_file_is_understood_or_refused_in_one_line_without_its_secrets(path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     config, problem = None, f"{path}: "

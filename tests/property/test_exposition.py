@@ -23,6 +23,7 @@ from amptalk_otel._pipeline import Pipeline
 from amptalk_otel._reading import AgentReading, OperationReading, OrchestratorReading, StateReading, TypeReading
 from amptalk_otel._system import System
 from tests.stock import stock_page
+from tests.support import examples
 
 TIMEOUT_S = 20.0
 openmetrics: Any = openmetrics_parser  # untyped
@@ -109,7 +110,7 @@ def parsed(text: str, *, openmetrics: bool) -> dict[str, Family]:
 @pytest.mark.parametrize("scope_labels", [False, True])
 @pytest.mark.parametrize("openmetrics", FORMATS)
 @given(snapshot=SNAPSHOT)
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_the_page_is_that_of_the_stock_exporter(openmetrics: bool, scope_labels: bool, snapshot: Snapshot) -> None:
     ours = page_of(snapshot, openmetrics=openmetrics, scope_labels=scope_labels)
     stock = stock_page(snapshot, SYSTEM, openmetrics=openmetrics, scope_labels=scope_labels, resource_attributes={})
@@ -119,7 +120,7 @@ def test_the_page_is_that_of_the_stock_exporter(openmetrics: bool, scope_labels:
 
 
 @given(snapshots=st.lists(SNAPSHOT, min_size=2, max_size=4), data=st.data())
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_what_is_kept_between_passes_is_never_seen(snapshots: list[Snapshot], data: st.DataObject) -> None:
     """Agents come, go, stay as they are, or swap their message types, in any order."""
     recorders: dict[Any, int] = {}
@@ -143,7 +144,7 @@ def test_what_is_kept_between_passes_is_never_seen(snapshots: list[Snapshot], da
 
 
 @given(value=st.one_of(COUNT, SECONDS, st.floats(), st.integers(-(2**60), 2**60), st.booleans()))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_numbers_are_written_as_prometheus_client_does(value: float) -> None:
     assert number(value) == any_number(value)
 
@@ -153,7 +154,7 @@ def test_numbers_are_written_as_prometheus_client_does(value: float) -> None:
 
 @pytest.mark.parametrize("openmetrics", FORMATS)
 @given(types=st.dictionaries(ANY_NAME, st.integers(1, 2**53), min_size=1, max_size=5), name=ANY_NAME)
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_counters_come_back_with_any_label(openmetrics: bool, types: dict[str, int], name: str) -> None:
     nothing = Distribution.empty(DURATION_BOUNDS_S)
     readings = tuple(
@@ -170,7 +171,7 @@ def test_counters_come_back_with_any_label(openmetrics: bool, types: dict[str, i
 
 @pytest.mark.parametrize("openmetrics", FORMATS)
 @given(value=st.one_of(st.integers(-(2**53), 2**53), st.floats(allow_nan=False, allow_infinity=False)))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_gauges_come_back_with_any_finite_value(openmetrics: bool, value: float) -> None:
     agent = AgentReading("a", "A", None, True, value, 0, None, ())
     families = parsed(page_of(Snapshot(agents=(agent,)), openmetrics=openmetrics), openmetrics=openmetrics)
@@ -180,7 +181,7 @@ def test_gauges_come_back_with_any_finite_value(openmetrics: bool, value: float)
 
 @pytest.mark.parametrize("openmetrics", FORMATS)
 @given(durations=st.lists(st.one_of(st.floats(0.0, 1200.0), st.sampled_from(DURATION_BOUNDS_S)), min_size=1))
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 def test_histograms_come_back_with_cumulative_buckets_that_include_their_bound(
     openmetrics: bool, durations: list[float]
 ) -> None:
@@ -204,7 +205,7 @@ def test_histograms_come_back_with_cumulative_buckets_that_include_their_bound(
 
 @pytest.mark.parametrize("openmetrics", FORMATS)
 @given(attributes=st.dictionaries(ANY_NAME, ANY_NAME, max_size=4), name=ANY_NAME)
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_any_resource_attribute_leaves_the_page_readable(
     openmetrics: bool, attributes: dict[str, str], name: str
 ) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from amptalk_otel import Instrumentation, instrument_agent, instrument_orchestrator
 from amptalk_otel._patch import Patches
 from amptalk_otel.demo.runtime import Orchestrator, StateManager
-from tests.support import CONFIG, Scripted, assert_balanced, identity, note, provider_and_reader, settle
+from tests.support import CONFIG, Scripted, assert_balanced, examples, identity, note, provider_and_reader, settle
 
 CHANGING = ("_unfinished_tasks", "stats")
 
@@ -166,13 +166,13 @@ async def play(steps: list[tuple[Any, ...]]) -> None:
     await program.agents[0].stop()
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(ON_OFF | WORK, max_size=14))
 def test_two_providers_that_come_and_go_leave_every_object_as_it_was(steps: list[tuple[Any, ...]]) -> None:
     asyncio.run(play(steps))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(st.lists(ON_OFF | WORK | COVER, max_size=14))
 def test_other_peoples_wrappers_in_between_break_nothing_and_nothing_is_counted_twice(
     steps: list[tuple[Any, ...]],

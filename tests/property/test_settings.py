@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from amptalk_otel._guard import logger
 from amptalk_otel.config import SETTINGS, Config, Setting
+from tests.support import examples
 
 VARIABLES = [variable for setting in SETTINGS for variable in setting.variables]
 
@@ -84,7 +85,7 @@ def test_strict_reading_raises_exactly_where_the_other_warns(setting: Setting, t
 
 
 @given(environ=st.dictionaries(st.sampled_from(VARIABLES), ANY_TEXT))
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_any_environment_gives_a_config_that_validates(environ: dict[str, str]) -> None:
     config, messages = read(environ)
     assert Config(**fields(config)) == config
