@@ -11,6 +11,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from amptalk_otel import AgentReading, Config, Instrumentation, instrument_agent, instrument_orchestrator
+from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._labels import RETIRED
 from amptalk_otel._watch import Watch
 from amptalk_otel.demo.runtime import Orchestrator
@@ -62,17 +63,19 @@ def watch_of(handle: Instrumentation) -> Watch:
     return handle._watch
 
 
-def set_clock(handle: Instrumentation, clock: Clock) -> None:
-    for shared in watch_of(handle)._agents.values():
-        shared.hook.recorder.clock = clock
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Of every recorder that is made from now on: wrappers take it from there once, and must not mix it with another."""
+    clock = Clock()
+    monkeypatch.setitem(AgentRecorder.__init__.__kwdefaults__, "clock", clock)
+    return clock
 
 
 @in_loop
-async def test_an_agent_that_left_lingers_with_its_last_values_and_then_goes_altogether() -> None:
-    orchestrator, agent, clock = Orchestrator(name="town"), Scripted(agent_id="a", name="A"), Clock()
+async def test_an_agent_that_left_lingers_with_its_last_values_and_then_goes_altogether(clock: Clock) -> None:
+    orchestrator, agent = Orchestrator(name="town"), Scripted(agent_id="a", name="A")
     orchestrator.register_agent(agent)
     seen = Seen(orchestrator)
-    set_clock(seen.handle, clock)
     await handle(agent, note())
     await agent.enqueue_message(note())
     orchestrator.unregister_agent("a")
@@ -103,11 +106,10 @@ async def test_an_agent_that_left_lingers_with_its_last_values_and_then_goes_alt
 
 
 @in_loop
-async def test_an_agent_that_comes_back_after_it_went_begins_from_zero() -> None:
-    orchestrator, agent, clock = Orchestrator(), Scripted(agent_id="a", name="A"), Clock()
+async def test_an_agent_that_comes_back_after_it_went_begins_from_zero(clock: Clock) -> None:
+    orchestrator, agent = Orchestrator(), Scripted(agent_id="a", name="A")
     orchestrator.register_agent(agent)
     seen = Seen(orchestrator)
-    set_clock(seen.handle, clock)
     await handle(agent, note())
     orchestrator.unregister_agent("a")
     clock.advance(LINGERS_S + 1)
@@ -120,11 +122,10 @@ async def test_an_agent_that_comes_back_after_it_went_begins_from_zero() -> None
 
 
 @in_loop
-async def test_two_providers_get_the_same_exact_numbers_and_both_keep_those_who_left_for_a_while() -> None:
-    orchestrator, agent, clock = Orchestrator(), Scripted(agent_id="a", name="A"), Clock()
+async def test_two_providers_get_the_same_exact_numbers_and_both_keep_those_who_left_for_a_while(clock: Clock) -> None:
+    orchestrator, agent = Orchestrator(), Scripted(agent_id="a", name="A")
     orchestrator.register_agent(agent)
     both = [Seen(orchestrator), Seen(orchestrator)]
-    set_clock(both[0].handle, clock)
     await handle(agent, note())
     assert [seen.processed(agent) for seen in both] == [1, 1]
     await agent.enqueue_message(note())
@@ -149,11 +150,10 @@ async def test_two_providers_get_the_same_exact_numbers_and_both_keep_those_who_
 
 
 @in_loop
-async def test_an_agent_that_somebody_else_still_watches_loses_nothing_when_one_watcher_lets_it_go() -> None:
-    orchestrator, agent, clock = Orchestrator(), Scripted(agent_id="a", name="A"), Clock()
+async def test_an_agent_that_somebody_else_still_watches_loses_nothing_when_one_watcher_lets_it_go(clock: Clock) -> None:
+    orchestrator, agent = Orchestrator(), Scripted(agent_id="a", name="A")
     orchestrator.register_agent(agent)
     seen = Seen(orchestrator)
-    set_clock(seen.handle, clock)
     provider, reader = provider_and_reader()
     alone = instrument_agent(agent, config=CONFIG, meter_provider=provider)
     await handle(agent, note())
@@ -189,11 +189,10 @@ async def test_an_agent_of_the_same_id_and_another_name_has_numbers_of_its_own()
 
 
 @in_loop
-async def test_an_agent_dropped_without_a_word_is_let_go_at_the_next_reading() -> None:
-    orchestrator, agent, clock = Orchestrator(), Scripted(agent_id="a", name="A"), Clock()
+async def test_an_agent_dropped_without_a_word_is_let_go_at_the_next_reading(clock: Clock) -> None:
+    orchestrator, agent = Orchestrator(), Scripted(agent_id="a", name="A")
     orchestrator.register_agent(agent)
     seen = Seen(orchestrator)
-    set_clock(seen.handle, clock)
     await handle(agent, note())
     await agent.enqueue_message(note())
     await settle()
