@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import weakref
 from collections.abc import Callable
-from types import CodeType, FunctionType
+from types import BuiltinMethodType, CodeType, FunctionType
 from typing import Any, cast
 
 from amptalk_otel import _guard
+from amptalk_otel._calls import Wrap
 
-Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
+COVERED = "__amptalk_otel_covers__"
+"""The attribute of a wrapper that has what the instance itself had in its place."""
 
 
 def _is_of_class(owner: Any, attribute: str, method: Any) -> bool:
@@ -20,64 +21,10 @@ def _is_of_class(owner: Any, attribute: str, method: Any) -> bool:
     Told without `vars(owner)` where that is possible: it makes the instance's dictionary, which up to Python 3.12
     slows down every later call of a method of the instance.
     """
+    if isinstance(method, BuiltinMethodType):
+        return method.__self__ is owner and method.__name__ == attribute
     function = getattr(method, "__func__", None)
     return function is not None and method.__self__ is owner and function is getattr(type(owner), attribute, None)
-
-
-def first_argument(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The first argument of a call, whatever the covered method's parameter is called; None without any."""
-    return args[0] if args else next(iter(kwargs.values()), None)
-
-
-def covering_one_argument(wrap: Wrap) -> Wrap:
-    """Let `wrap` make wrappers of one argument, which cost half as much to call as those of any arguments.
-
-    A method that takes something else gets a wrapper of any arguments all the same.
-    """
-
-    def wrap_fitting(original: Callable[..., Any]) -> Callable[..., Any]:
-        name = _only_parameter(original)
-        if name is None:
-            return _covering_any_arguments(wrap, original)
-        wrapper = wrap(original)
-        code = cast("FunctionType", wrapper).__code__
-        if code.co_varnames[0] != name:  # it may be called by the name of its parameter
-            cast("FunctionType", wrapper).__code__ = _renamed(code, name)
-        return wrapper
-
-    return wrap_fitting
-
-
-@functools.lru_cache(maxsize=64)
-def _renamed(code: CodeType, name: str) -> CodeType:
-    """`code` with another name for its first argument; the same object for all agents of a class."""
-    return code.replace(co_varnames=(name, *code.co_varnames[1:]))
-
-
-def _only_parameter(method: Callable[..., Any]) -> str | None:
-    """The name of the one parameter of a bound method that has just one, without a default."""
-    function = getattr(method, "__func__", None)
-    if not isinstance(function, FunctionType) or function.__defaults__:
-        return None
-    code = function.__code__
-    takes_more = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
-    if code.co_argcount != 2 or code.co_posonlyargcount or code.co_kwonlyargcount or takes_more:
-        return None
-    return code.co_varnames[1]
-
-
-def _covering_any_arguments(wrap: Wrap, original: Callable[..., Any]) -> Callable[..., Any]:
-    if inspect.iscoroutinefunction(original):
-
-        async def call_async(*args: Any, **kwargs: Any) -> Any:
-            return await wrap(lambda _first: original(*args, **kwargs))(first_argument(args, kwargs))
-
-        return call_async
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return wrap(lambda _first: original(*args, **kwargs))(first_argument(args, kwargs))
-
-    return call
 
 
 class Patches:
@@ -97,7 +44,7 @@ class Patches:
             wrapper = wrap(original)
             _resemble(wrapper, original, attribute)
             if own_attribute is not None:  # the wrapper remembers it; here it might keep the owner alive
-                wrapper.__amptalk_otel_covers__ = own_attribute  # type: ignore[attr-defined]
+                setattr(wrapper, COVERED, own_attribute)
             undo = _unwrap, weakref.ref(owner), attribute, id(wrapper), cast("FunctionType", wrapper).__code__
             setattr(owner, attribute, wrapper)
         except Exception as error:
@@ -105,6 +52,17 @@ class Patches:
             return False
         self._undo.append(undo)
         return True
+
+    def add(self, owner: Any, attribute: str, function: Callable[..., Any]) -> None:
+        """Give `owner` a method that it has not, until `undo`."""
+        code = cast("FunctionType", function).__code__
+        try:
+            undo = _unwrap, weakref.ref(owner), attribute, id(function), code
+            setattr(owner, attribute, function)
+        except Exception as error:
+            _report_unpatchable(owner, attribute, error)
+            return
+        self._undo.append(undo)
 
     def replace(self, owner: Any, attribute: str, value: Any) -> None:
         """Set `owner.attribute` to `value` until `undo`."""
@@ -129,7 +87,7 @@ def _unwrap(owner_ref: weakref.ref[Any], attribute: str, address: int, code: Cod
     found = getattr(owner, attribute, None)
     if owner is None or id(found) != address or getattr(found, "__code__", None) is not code:
         return  # gone, or covered by somebody else's wrapper: ours stays below it and only calls through
-    own_attribute = getattr(found, "__amptalk_otel_covers__", None)
+    own_attribute = getattr(found, COVERED, None)
     if own_attribute is None:
         delattr(owner, attribute)
     else:
@@ -159,7 +117,7 @@ def _own_value(owner: Any, attribute: str) -> Any:
 
 def _resemble(wrapper: Callable[..., Any], original: Callable[..., Any], attribute: str) -> None:
     """Let the wrapper look like what it covers; for methods that others may look at, signature and all."""
-    if attribute.startswith("_") and not attribute.startswith("__"):
+    if attribute.startswith("_") and attribute != "__init__":
         # `update_wrapper` takes a dictionary for each of these, which add up to much with many agents.
         wrapper.__name__, wrapper.__doc__ = attribute, original.__doc__
         wrapper.__qualname__ = getattr(original, "__qualname__", attribute)

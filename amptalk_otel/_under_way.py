@@ -49,11 +49,10 @@ class Flight:
 class Retrying:
     """A message in work of which an attempt failed."""
 
-    __slots__ = ("attempting", "backs_off", "errors", "made", "record", "retry_count")
+    __slots__ = ("attempting", "backs_off", "errors", "made", "record")
 
-    def __init__(self, record: TypeRecorder, retry_count: int | None) -> None:
+    def __init__(self, record: TypeRecorder) -> None:
         self.record = record
-        self.retry_count = retry_count  # what the message's metadata said before the first retry
         self.errors: list[str] = []  # error.type of each failed attempt
         self.made = 0  # retries counted
         self.attempting = False

@@ -200,8 +200,7 @@ class WorkRecorder(StateOwner):
 
         Last of all: an agent that left may retire from now on, in another thread.
         """
-        if self.retrying:
-            self.end_retries(message)
+        self.retrying.pop(id(message), None)
         if self.next_message is CAREFULLY:
             self.also_in_work -= 1  # only their number counts
             self.times.recounted_s += observed_s
@@ -279,7 +278,7 @@ class WorkRecorder(StateOwner):
         """An attempt at a message in work ended in `error`."""
         retrying = self.retrying.get(id(message))
         if retrying is None:
-            retrying = self.retrying[id(message)] = Retrying(record, _retry_count(message))
+            retrying = self.retrying[id(message)] = Retrying(record)
         retrying.errors.append(error_type_of(error))
         with self._at_once():
             now = self.clock()
@@ -305,15 +304,6 @@ class WorkRecorder(StateOwner):
         count_in(retrying.record, "retries", retrying.errors[before])
         retrying.made += 1
 
-    def end_retries(self, message: Any) -> None:
-        """The message is finished. Counts what the framework gave to a registered error handler instead."""
-        retrying = self.retrying.pop(id(message), None)
-        made = _retry_count(message)
-        if retrying is None or made is None or made == retrying.retry_count:
-            return
-        for _ in range(made - retrying.made):
-            self._count_retry(retrying)
-
     # -- inside --------------------------------------------------------------------------------------
 
     @contextmanager
@@ -324,8 +314,3 @@ class WorkRecorder(StateOwner):
             yield
         finally:
             self.changes += 1
-
-
-def _retry_count(message: Any) -> int | None:
-    made = getattr(getattr(message, "metadata", None), "retry_count", None)
-    return made if isinstance(made, int) else None

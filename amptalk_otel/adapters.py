@@ -8,11 +8,13 @@ docs/adapters.md walks through one.
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from amptalk_otel._forks import lock_of
 from amptalk_otel._guard import complain, guarded
 
 
@@ -37,6 +39,10 @@ class AgentAdapter:
     """The plain method that `process` calls with the exception of each failed attempt, where there is one.
 
     With it `attempt` is covered only while a message is being retried, and costs nothing before."""
+
+    error_handlers: str | None = None
+    """The dictionary of coroutine functions of which `process` may call one with the message in place of another
+    attempt, where there are such."""
 
     send: str | None = None
     """The coroutine method that sends its first argument; it returns False for what was not delivered."""
@@ -115,6 +121,7 @@ class FrameworkAdapter(AgentAdapter):
     process: str = "_process_with_retry"
     attempt: str | None = "process_message"
     judge: str | None = "_is_recoverable_error"
+    error_handlers: str | None = "error_handlers"
     send: str | None = "send_message"
     start: str | None = "start"
     stop: str | None = "stop"
@@ -197,7 +204,7 @@ class _Careful(AgentAdapter):
     def __init__(self, adapter: AgentAdapter) -> None:
         self.adapter = adapter
         self.kind = type(adapter).__qualname__
-        for role in ("process", "attempt", "judge", "send", "start", "stop", "loop"):
+        for role in ("process", "attempt", "judge", "error_handlers", "send", "start", "stop", "loop"):
             setattr(self, role, getattr(adapter, role, None))
 
     def _ask(self, question: str, *about: Any) -> Any:
@@ -282,7 +289,7 @@ def tells_message_type_as_it_is(adapter: AgentAdapter) -> bool:
     return getattr(type(adapter), "message_type", None) is AgentAdapter.message_type
 
 
-_lock = threading.Lock()
+_lock = lock_of(sys.modules[__name__], threading.Lock)
 _adapters: tuple[AgentAdapter, ...] = (FrameworkAdapter(), CoreAdapter())
 
 

@@ -10,16 +10,19 @@ from types import CoroutineType
 from typing import Any
 
 from amptalk_otel._agent_recorder import AgentRecorder
+from amptalk_otel._calls import covering_coroutine, covering_one_argument
+from amptalk_otel._copies import keep_out_of_copies
 from amptalk_otel._guard import guarded, swallow
 from amptalk_otel._hooks._inbox import Inbox
 from amptalk_otel._hooks._outbox import Outbox, Router
 from amptalk_otel._hooks._processing import Processing
-from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
+from amptalk_otel._hooks._state import StateManagerHook, User, hook_state_manager
 from amptalk_otel._hooks._steps import rest_of
 from amptalk_otel._labels import clean
-from amptalk_otel._patch import Patches, covering_one_argument
+from amptalk_otel._patch import Patches
 from amptalk_otel._reading import AgentReading, StateReading, oldest_age_s, read_state, read_types
 from amptalk_otel._tracing._agent import AgentTracing
+from amptalk_otel._tracing._current import agent_runs, agent_starts
 from amptalk_otel._tracing._sending import in_span
 from amptalk_otel._tracing._tracer import MessageTracer
 from amptalk_otel.adapters import AgentAdapter, method_of
@@ -38,6 +41,7 @@ class AgentHook:
         "_state_is_covered",
         "_tracer",
         "_tracing",
+        "_user",
         "agent_id",
         "agent_name",
         "agent_ref",
@@ -58,40 +62,57 @@ class AgentHook:
         self.agent_ref = weakref.ref(agent)
         self._adapter = adapter
         self._patches = Patches()
+        self._user = User(recorder, agent=(self.agent_id, self.agent_name))
         self._state: StateManagerHook | None = None
         self._state_is_covered = False
-        self._cover(agent)
-        self._inbox = self._hook_inbox(agent, adapter.inbox(agent))
-        outbox = adapter.outbox(agent)
+        queue, outbox = adapter.inbox(agent), adapter.outbox(agent)  # first, while nothing is covered: they may fail
+        self._processing = self._cover_processing(agent)
         self._outbox = Outbox(recorder, outbox, adapter.target, router) if outbox is not None else None
-        self._adopt_state_manager()
-        recorder.started_at = self._started_at(agent)
+        try:
+            self._cover(agent)
+            self._inbox = self._hook_inbox(agent, queue)
+        except BaseException:  # half of the wrappers would stay for ever
+            self._uncover()
+            raise
+        guarded("adopting a state manager", self._adopt_state_manager)
+        recorder.started_at = guarded("looking since when an agent runs", self._started_at, agent)
         now = recorder.clock()
         begin = recorder.times.watch if recorder.started_at is None else recorder.times.run
         begin(now, recorder.spent_until(now))
 
-    def _cover(self, agent: Any) -> None:
-        process, attempt, send, start, stop = (
-            method_of(self._adapter, agent, role) for role in ("process", "attempt", "send", "start", "stop")
-        )
+    def _cover_processing(self, agent: Any) -> Processing:
+        process, attempt = (method_of(self._adapter, agent, role) for role in ("process", "attempt"))
         if process is None:
             process, attempt = attempt, None  # no retries: what would be an attempt is all there is
-        self._processing = Processing(self.recorder, agent, process=process, attempt=attempt, judge=self._adapter.judge)
+        return Processing(
+            self.recorder,
+            agent,
+            process=process,
+            attempt=attempt,
+            judge=self._adapter.judge,
+            error_handlers=self._adapter.error_handlers,
+        )
+
+    def _cover(self, agent: Any) -> None:
+        send, start, stop = (method_of(self._adapter, agent, role) for role in ("send", "start", "stop"))
         for attribute, cover in (
             (send, covering_one_argument(self._cover_send)),
             (start, self._cover_start),
             (stop, self._cover_stop),
         ):
             if attribute is not None and hasattr(agent, attribute):
-                self._patches.wrap(agent, attribute, cover)
+                self._patches.wrap(agent, attribute, covering_coroutine(cover))
         self._switch_off_own_monitoring(agent)
+        guarded("keeping wrappers out of copies", keep_out_of_copies, self._patches, agent)
 
     def _switch_off_own_monitoring(self, agent: Any) -> None:
         """Keep the agent from its own monitoring path, which fails every message, until we leave.
 
-        The flag alone is not enough: the program may set it again while we watch.
+        The flag alone is not enough: the program may set it again while we watch. And it stays where the agent is with
+        a monitor already: by it `stop` knows that there is one to leave.
         """
-        if getattr(agent, "enable_performance_monitoring", False):
+        is_with_monitor = getattr(agent, "_performance_monitor", None) is not None
+        if getattr(agent, "enable_performance_monitoring", False) and not is_with_monitor:
             self._patches.replace(agent, "enable_performance_monitoring", False)
         if hasattr(agent, "_measure_processing_time"):
             self._patches.replace(agent, "_measure_processing_time", _measure_nothing)
@@ -197,7 +218,8 @@ class AgentHook:
         """The agent loads its state while it starts, right after it made the manager."""
         is_wanted = getattr(agent, "state_persistence_enabled", True) and hasattr(agent, "_initialize_state_manager")
         if is_wanted and not self._state_is_covered:
-            self._state_is_covered = self._patches.wrap(agent, "_initialize_state_manager", self._cover_state_manager)
+            cover = covering_coroutine(self._cover_state_manager)
+            self._state_is_covered = self._patches.wrap(agent, "_initialize_state_manager", cover)
 
     def _cover_state_manager(self, initialize: Callable[..., Any]) -> Callable[..., Any]:
         async def initialize_watched(*args: Any, **kwargs: Any) -> Any:
@@ -213,7 +235,7 @@ class AgentHook:
         if agent is None or not self._patches.active or self._adapter.is_running(agent):
             return
         if self._tracing is not None:
-            self._tracing.starts()
+            guarded("looking at what an agent is started in", agent_starts)
         self.recorder.started_at = now = self.recorder.clock()
         self.recorder.times.run(now, self.recorder.spent_until(now))
         self._await_state_manager(agent)
@@ -240,9 +262,13 @@ class AgentHook:
         manager = self._adapter.state_manager(agent) if agent is not None else None
         if manager is None or not self._patches.active or (self._state is not None and self._state.is_for(manager)):
             return
-        if self._state is not None:
-            self._state.release(self._tracer)
-        self._state = hook_state_manager(manager, self.recorder, self._tracer, (self.agent_id, self.agent_name))
+        self._let_state_manager_be()
+        self._state = hook_state_manager(manager, self._user)
+
+    def _let_state_manager_be(self) -> None:
+        state, self._state = self._state, None
+        if state is not None:
+            state.release(self._user)
 
     def _started_at(self, agent: Any) -> float | None:
         """When an agent that runs already was started, on our clock."""
@@ -258,17 +284,22 @@ class AgentHook:
         """Make spans of the agent's messages by `tracer` from now on; None: no more."""
         if tracer is self._tracer:
             return
-        if self._state is not None:
-            self._state.change_tracer(self._tracer, tracer)
-        self._tracer = tracer
-        agent = self.agent_id, self.agent_name
-        self._tracing = tracing = AgentTracing(tracer, agent, self.recorder.clock) if tracer is not None else None
+        self._tracer = self._user.tracer = tracer
+        former, agent, clock = self._tracing, (self.agent_id, self.agent_name), self.recorder.clock
+        replies = former.replies if former is not None else None  # handlers that are under way will return more
+        self._tracing = tracing = AgentTracing(tracer, agent, clock, replies) if tracer is not None else None
+        if former is None:
+            guarded("looking at what an agent was started in", self._look_at_tasks)
         self._processing.tracing = tracing
         self._inbox.sent_in = tracing.sent_in if tracing is not None else None
         if self._outbox is not None:
             self._outbox.sent_on = self._sent_on if tracing is not None else None
             self._outbox.lost = tracing.lost if tracing is not None else None
         self.recorder.trace(tracing.sized if tracing is not None else None)
+
+    def _look_at_tasks(self) -> None:
+        """An agent that runs already may have been started in a span."""
+        agent_runs(getattr(self.agent_ref(), "tasks", None) or ())
 
     def _sent_on(self, message: Any) -> None:
         if self._tracing is not None:
@@ -299,7 +330,7 @@ class AgentHook:
         agent = self.agent_ref()
         departed = agent is None or self.recorder.departed_at is not None
         types, queue_size, moment = read_types(self.recorder, self._queue_size)
-        running = not departed and self._adapter.is_running(agent)
+        running = not departed and self._is_running(agent)
         uptime_s = self._uptime_s(moment.now) if running else 0.0
         return AgentReading(
             agent_id=self.recorder.agent_id,
@@ -324,18 +355,26 @@ class AgentHook:
         # Asked at each look: the agent may be let go while it is read.
         return 0 if self.recorder.departed_at is not None else self._inbox.size()
 
+    # What is asked of the agent itself may fail. What was counted is told all the same: a counter that is missing at
+    # one scrape is taken to have begun anew.
+
+    def _is_running(self, agent: Any) -> bool:
+        return bool(guarded("asking an agent whether it runs", self._adapter.is_running, agent))
+
     def _read_states(self, *, departed: bool) -> tuple[StateReading, ...]:
         if not self.recorder.states:
             return ()
         current = None if departed else self._state
-        return tuple(
-            current.read() if current is not None and current.recorder is recorder else read_state(recorder)
-            for recorder in self.recorder.states.copy()
-        )
+        found = []
+        for recorder in self.recorder.states.copy():
+            is_current = current is not None and current.recorder is recorder
+            reading = guarded("reading a state manager", current.read) if current is not None and is_current else None
+            found.append(reading or read_state(recorder))
+        return tuple(found)
 
     def _uptime_s(self, now: float) -> float:
         if self.recorder.started_at is None:  # started unseen
-            self.recorder.started_at = self._started_at(self.agent_ref())
+            self.recorder.started_at = guarded("looking since when an agent runs", self._started_at, self.agent_ref())
         started_at = self.recorder.started_at
         return max(0.0, now - started_at) if started_at is not None else 0.0
 
@@ -347,12 +386,14 @@ class AgentHook:
     def release(self) -> None:
         """Take every wrapper off."""
         self._inbox.release()
+        self._uncover()
+        self._let_state_manager_be()
+
+    def _uncover(self) -> None:
         if self._outbox is not None:
             self._outbox.patches.undo()
         self._processing.release()
         self._patches.undo()
-        if self._state is not None:
-            self._state.release(self._tracer)
 
 
 def identify(adapter: AgentAdapter, agent: Any) -> tuple[str, str]:

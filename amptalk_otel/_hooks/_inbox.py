@@ -12,14 +12,17 @@ import weakref
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
-from types import CoroutineType
+from types import CoroutineType, FrameType
 from typing import Any
 
 from amptalk_otel import _guard
 from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._buckets import DURATION_BOUNDS_S
+from amptalk_otel._calls import Wrap
+from amptalk_otel._copies import keep_out_of_copies
 from amptalk_otel._hooks._tasks import callers, current_task
-from amptalk_otel._patch import Patches, Wrap
+from amptalk_otel._patch import Patches
+from amptalk_otel._tracing._current import agent_starts
 from amptalk_otel._type_recorder import TypeRecorder
 from amptalk_otel._under_way import NOTHING, TaskReference, nobody
 from amptalk_otel._waiting import UNKNOWN_ARRIVAL, ByMessage, InOrder
@@ -77,9 +80,13 @@ class Inbox:
         if not (wrap(queue, "_put", covers[0]) and wrap(queue, "_get", covers[1])):
             self.patches.undo()
             return False
+        _guard.guarded("keeping wrappers out of copies", keep_out_of_copies, self.patches, queue)
+        _guard.guarded("looking at the messages that wait", self._look_at_waiting, queue)
+        return True
+
+    def _look_at_waiting(self, queue: Any) -> None:
         for item in list(getattr(queue, "_queue", ())):
             self._recorder.is_there(item)
-        return True
 
     def release(self) -> None:
         """Take the wrappers off. One that somebody else has covered stays, and counts no more."""
@@ -249,6 +256,8 @@ class Inbox:
             task in getattr(agent, "tasks", ()) or self._runs_for(agent, task) or self._is_within_loop(agent)
         ):
             return False
+        if self.sent_in is not None:
+            _guard.guarded("looking at what an agent was started in", agent_starts)
         self._loop_task = weakref.ref(task)
         coroutine = task.get_coro()
         self.loop_coroutine = weakref.ref(coroutine) if isinstance(coroutine, CoroutineType) else nobody
@@ -257,14 +266,25 @@ class Inbox:
     def _runs_for(self, agent: Any, task: asyncio.Task[Any]) -> bool:
         """Whether the task runs a method of the agent, or (in `wait_for`) of its queue."""
         frame = getattr(task.get_coro(), "cr_frame", None)
-        runs_for = frame.f_locals.get("self") if frame is not None else None
+        runs_for = _owner_of(frame) if frame is not None else None
         return runs_for is agent or (runs_for is not None and runs_for is self._queue())
 
     def _is_within_loop(self, agent: Any) -> bool:
         """Whether the agent's loop is among the callers. Asked once, for a task that turns out to be the loop's."""
         if self._loop is None:
             return False
-        return any(frame.f_code.co_name == self._loop and frame.f_locals.get("self") is agent for frame in callers())
+        return any(frame.f_code.co_name == self._loop and _owner_of(frame) is agent for frame in callers())
+
+
+def _owner_of(frame: FrameType) -> Any:
+    """Whose method runs there; None for a function that is nobody's, though its first argument may be an agent."""
+    code = frame.f_code
+    if not code.co_argcount:
+        return None
+    name = code.co_varnames[0]
+    owner = frame.f_locals.get(name)
+    is_method = name == "self" or getattr(getattr(type(owner), code.co_name, None), "__code__", None) is code
+    return owner if is_method else None
 
 
 def _weak(queue: Any) -> Callable[[], Any]:

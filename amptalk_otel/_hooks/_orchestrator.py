@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from opentelemetry.context import get_current
-
+from amptalk_otel._calls import argument_of, calling_around, covering_coroutine, covering_one_argument
+from amptalk_otel._copies import keep_out_of_copies
 from amptalk_otel._guard import guarded, swallow
 from amptalk_otel._labels import clean, message_type_of
-from amptalk_otel._patch import Patches, covering_one_argument, first_argument
+from amptalk_otel._patch import Patches
 from amptalk_otel._reading import OrchestratorReading, read_orchestrator
 from amptalk_otel._recorder import OrchestratorRecorder
 from amptalk_otel._tracing._sending import Sending, in_span
@@ -47,7 +47,11 @@ class OrchestratorHook:
         self._rosters: tuple[Roster, ...] = ()
         self._sending: dict[int, int] = {}  # by id of a message inside send_message_to_agent: in how many calls
         self._patches = Patches()
-        self._cover(orchestrator)
+        try:
+            self._cover(orchestrator)
+        except BaseException:  # half of the wrappers would stay for ever
+            self.release()
+            raise
 
     def join(self, roster: Roster) -> None:
         """Tell `roster` of all agents, those there now and those to come."""
@@ -66,20 +70,28 @@ class OrchestratorHook:
         return self._orchestrator() is orchestrator
 
     def _cover(self, orchestrator: Any) -> None:
+        registering = calling_around("watching a new agent", self._is_registering, self._registered_one)
+        creating = calling_around("watching a new agent", lambda _first: None, self._registered_any)
+        unregistering = calling_around("letting an agent go", self._is_unregistering, self._unregistered_one)
         for attribute, cover in (
-            ("register_agent", self._cover_register),
-            ("add_agent", self._cover_register),
-            ("create_agent", self._cover_create),
-            ("unregister_agent", self._cover_unregister),
-            ("send_message_to_agent", covering_one_argument(self._cover_send)),
+            ("register_agent", registering),
+            ("add_agent", registering),
+            ("create_agent", creating),
+            ("unregister_agent", unregistering),
+            ("send_message_to_agent", covering_coroutine(covering_one_argument(self._cover_send))),
         ):
             if hasattr(orchestrator, attribute):
                 self._patches.wrap(orchestrator, attribute, cover)
         if getattr(orchestrator, "enable_performance_monitoring", False):
             # Its own monitor takes the metrics port and the global provider, and blocks the loop.
             self._patches.replace(orchestrator, "enable_performance_monitoring", False)
-        if hasattr(orchestrator, "register_event_hook"):
-            orchestrator.register_event_hook("message_routed", self._message_routed)
+        guarded("keeping wrappers out of copies", keep_out_of_copies, self._patches, orchestrator)
+        guarded("listening to messages that are routed", self._listen, orchestrator)
+
+    def _listen(self, orchestrator: Any) -> None:
+        register = getattr(orchestrator, "register_event_hook", None)
+        if register is not None and not inspect.iscoroutinefunction(register):
+            register("message_routed", self._message_routed)
 
     def choose_tracer(self) -> None:
         """The first that any of the rosters brings makes the spans. Their wrappers are on top of those that count."""
@@ -93,45 +105,29 @@ class OrchestratorHook:
             ("broadcast_message", _everybody),
         ):
             if hasattr(orchestrator, attribute):
-                self._patches.wrap(orchestrator, attribute, partial(self._cover_traced_send, destination))
+                cover = covering_coroutine(partial(self._cover_traced_send, destination))
+                self._patches.wrap(orchestrator, attribute, cover)
 
     # -- wrappers ------------------------------------------------------------------------------------
 
-    def _cover_register(self, register: Callable[..., Any]) -> Callable[..., Any]:
-        def register_watched(*args: Any, **kwargs: Any) -> Any:
-            agent = first_argument(args, kwargs)
-            former = guarded("looking for an agent", self._former, agent)
-            result = register(*args, **kwargs)
-            guarded("watching a new agent", self._registered, agent, former)
-            return result
+    def _is_registering(self, agent: Any) -> tuple[Any, Any]:
+        """Whoever is registered next, and whose place it takes."""
+        return agent, self._agents().get(getattr(agent, "agent_id", None))
 
-        async def register_watched_later(*args: Any, **kwargs: Any) -> Any:
-            agent = first_argument(args, kwargs)
-            former = guarded("looking for an agent", self._former, agent)
-            result = await register(*args, **kwargs)
-            guarded("watching a new agent", self._registered, agent, former)
-            return result
+    def _registered_one(self, seen: tuple[Any, Any] | None) -> None:
+        if seen is not None:
+            self._registered(*seen)
 
-        return register_watched_later if inspect.iscoroutinefunction(register) else register_watched
+    def _registered_any(self, _seen: None) -> None:
+        for agent in list(self._agents().values()):
+            self._registered(agent)
 
-    def _cover_create(self, create: Callable[..., Any]) -> Callable[..., Any]:
-        async def create_watched(*args: Any, **kwargs: Any) -> Any:
-            result = await create(*args, **kwargs)
-            for agent in list(self._agents().values()):
-                guarded("watching a new agent", self._registered, agent)
-            return result
+    def _is_unregistering(self, agent_id: Any) -> tuple[Any, Any]:
+        return agent_id, self._agents().get(agent_id)
 
-        return create_watched
-
-    def _cover_unregister(self, unregister: Callable[..., Any]) -> Callable[..., Any]:
-        def unregister_watched(*args: Any, **kwargs: Any) -> Any:
-            agent_id = first_argument(args, kwargs)
-            agent = guarded("looking for an agent", self._agents().get, agent_id)
-            result = unregister(*args, **kwargs)
-            guarded("letting an agent go", self._unregistered, agent_id, agent)
-            return result
-
-        return unregister_watched
+    def _unregistered_one(self, seen: tuple[Any, Any] | None) -> None:
+        if seen is not None:
+            self._unregistered(*seen)
 
     def _cover_send(self, send: Callable[..., Any]) -> Callable[..., Any]:
         sending, recorder = self._sending, self.recorder
@@ -161,38 +157,36 @@ class OrchestratorHook:
         return send_watched
 
     def _cover_traced_send(
-        self, destination: Callable[..., str | None], send: Callable[..., Any]
+        self, destination: Callable[[Any, Any], str | None], send: Callable[..., Any]
     ) -> Callable[..., Any]:
+        first, second = argument_of(send), argument_of(send, 1)
+
         async def send_traced(*args: Any, **kwargs: Any) -> Any:
             tracer = self._tracer
             if tracer is None or not self._patches.active:
                 return await send(*args, **kwargs)
-            message = first_argument(args, kwargs)
+            message = first(args, kwargs)
             return await in_span(
                 lambda: send(*args, **kwargs),
-                lambda: _begun(tracer, destination(*args, **kwargs), message),
+                lambda: _begun(tracer, destination(message, second(args, kwargs)), message),
                 lambda: self._reason(message),
             )
 
         return send_traced
 
-    def _name_of_target(self, message: Any) -> str | None:
+    def _name_of_target(self, message: Any, _second: Any) -> str | None:
         target = getattr(message, "target_agent_id", None)
         return name_in(self._agents(), target)
 
     async def _message_routed(self, *args: Any, **kwargs: Any) -> None:
         message = kwargs["message"] if "message" in kwargs else next(iter(args), None)
-        if id(message) not in self._sending:
+        if self._patches.active and id(message) not in self._sending:
             guarded("counting a routed message", self.recorder.routed_one, message)
 
     # -- what they tell ------------------------------------------------------------------------------
 
     def _agents(self) -> Mapping[Any, Any]:
         return getattr(self._orchestrator(), "agents", {})
-
-    def _former(self, agent: Any) -> Any:
-        """Whose place `agent` is about to take."""
-        return self._agents().get(getattr(agent, "agent_id", None))
 
     def _registered(self, agent: Any, former: Any = None) -> None:
         agents, agent_id = self._agents(), getattr(agent, "agent_id", None)
@@ -240,32 +234,35 @@ class OrchestratorHook:
         former, kinds, running = self._kinds, {}, 0
         for agent in agents:
             kind, adapter = former.get(id(agent), (None, None))
-            if adapter is None or kind is not type(agent):
-                adapter = adapter_for(agent)
-            kinds[id(agent)] = type(agent), adapter
-            running += adapter is not None and adapter.is_running(agent)
+            try:
+                if adapter is None or kind is not type(agent):
+                    adapter = adapter_for(agent)
+                kinds[id(agent)] = type(agent), adapter
+                running += adapter is not None and adapter.is_running(agent)
+            except Exception:  # one that can't be asked is no reason to tell nothing of the others
+                swallow("asking an agent whether it runs")
         self._kinds = kinds
         return running
 
     def release(self) -> None:
         """Take every wrapper and the event hook off."""
         self._patches.undo()
-        hooks = getattr(self._orchestrator(), "event_hooks", {}).get("message_routed", [])
+        event_hooks = getattr(self._orchestrator(), "event_hooks", {})
+        hooks = event_hooks.get("message_routed", [])
         if self._message_routed in hooks:
-            hooks.remove(self._message_routed)
+            # Another list: the framework may be going through this one, and would leave out whoever moves up.
+            event_hooks["message_routed"] = [hook for hook in hooks if hook != self._message_routed]
 
 
 def _begun(tracer: MessageTracer, destination: str | None, message: Any) -> Sending:
     description = tracer.description_of_send(destination, message_type_of(message), None)
-    return Sending(tracer, description, message, tracer.context_of(message, get_current(), is_being_sent=True))
+    return Sending(tracer, description, message, tracer.context_of(message, is_being_sent=True))
 
 
-def _name_of_group(*args: Any, **kwargs: Any) -> str:
-    """The second argument of `send_message_to_group`."""
-    given = (*args, *kwargs.values())
-    return str(kwargs.get("group", given[1] if len(given) > 1 else "group"))
+def _name_of_group(_message: Any, group: Any) -> str:
+    return group if isinstance(group, str) else "group"
 
 
-def _everybody(*_args: Any, **_kwargs: Any) -> str:
+def _everybody(_message: Any, _second: Any) -> str:
     """A broadcast has no receiver of its own."""
     return "*"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from amptalk_otel._agent_recorder import AgentRecorder
+from amptalk_otel._copies import keep_out_of_copies
 from amptalk_otel._guard import guarded
 from amptalk_otel._patch import Patches
 
@@ -39,6 +40,7 @@ class Outbox:
         if queue is not None and callable(getattr(queue, "_get", None)):
             self.patches.wrap(queue, "_get", self._cover_get)
             self.patches.wrap(queue, "_put", self._cover_put)
+            guarded("keeping wrappers out of copies", keep_out_of_copies, self.patches, queue)
 
     def _cover_put(self, put: Callable[..., Any]) -> Callable[..., Any]:
         def _put(message: Any) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 
 from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._buckets import DURATION_BOUNDS_S
+from amptalk_otel._calls import covering_coroutine, covering_one_argument
 from amptalk_otel._guard import guarded, swallow
+from amptalk_otel._hooks._recoveries import cover_handlers, uncover_handlers
 from amptalk_otel._hooks._tasks import callers
 from amptalk_otel._labels import error_type_of
-from amptalk_otel._patch import Patches, covering_one_argument
+from amptalk_otel._patch import Patches
 from amptalk_otel._tracing._agent import AgentTracing, Attempts, Work
 from amptalk_otel._type_recorder import TypeRecorder
 from amptalk_otel._under_way import IN_WORK, NOTHING, Flight, Retrying
@@ -35,6 +37,7 @@ class Processing:
         "_attempt",
         "_attempt_patches",
         "_attempts",
+        "_error_handlers",
         "_in_work",
         "_patches",
         "_recorder",
@@ -50,13 +53,16 @@ class Processing:
         process: str | None,
         attempt: str | None,
         judge: str | None,
+        error_handlers: str | None = None,
     ) -> None:
+        """The names of methods, and of the dictionary of error handlers."""
         self._recorder = recorder
         self.tracing: AgentTracing | None = None
         """What makes the spans; None while there are none."""
         self._attempts: dict[int, Attempts] = {}  # at messages that are retried, by id; for traces
         self._agent = weakref.ref(agent)
         self._attempt = attempt
+        self._error_handlers = error_handlers
         self._patches = Patches()
         self._attempt_patches: Patches | None = None  # while attempts are covered
         # Where attempts are always covered: by id of the message.
@@ -65,15 +71,21 @@ class Processing:
         """Whether the end of processing is seen."""
         if process is None:
             return
-        if attempt is not None:
+        try:
+            self._cover(agent, process, judge)
+        finally:
+            if not self.is_covered:
+                self.release()
+
+    def _cover(self, agent: Any, process: str, judge: str | None) -> None:
+        if self._attempt is not None:
             if judge is not None and _is_called_by(getattr(agent, process), judge):
                 self._patches.wrap(agent, judge, covering_one_argument(self._cover_judge))
             else:
                 self._in_work = {}
                 self._watch_attempts()
-        self.is_covered = self._patches.wrap(agent, process, covering_one_argument(self._cover_processing))
-        if not self.is_covered:
-            self.release()
+        cover = covering_coroutine(covering_one_argument(self._cover_processing), futures=True)
+        self.is_covered = self._patches.wrap(agent, process, cover)
 
     def release(self) -> None:
         """Take every wrapper off."""
@@ -216,9 +228,11 @@ class Processing:
 
     def _count_failed(self, record: TypeRecorder, work: Work | None, message: Any, error: Exception) -> None:
         self._recorder.attempt_failed(record, message, error)
-        if self.tracing is None or work is None:
-            return
-        attempts = self._attempts.get(id(message)) or self.tracing.attempts_at(work)
+        if self.tracing is not None and work is not None:
+            guarded("telling a failed attempt", self._tell_failed, self.tracing, work, message, error)
+
+    def _tell_failed(self, tracing: AgentTracing, work: Work, message: Any, error: Exception) -> None:
+        attempts = self._attempts.get(id(message)) or tracing.attempts_at(work)
         if attempts is not None:
             self._attempts[id(message)] = attempts
             attempts.failed(error_type_of(error))
@@ -227,7 +241,10 @@ class Processing:
         agent = self._agent()
         if self._attempt_patches is None and self._patches.active and agent is not None and self._attempt is not None:
             self._attempt_patches = Patches()
-            self._attempt_patches.wrap(agent, self._attempt, covering_one_argument(self._cover_attempt))
+            cover = covering_coroutine(covering_one_argument(self._cover_attempt), futures=True)
+            self._attempt_patches.wrap(agent, self._attempt, cover)
+            if self._error_handlers is not None:
+                cover_handlers(getattr(agent, self._error_handlers, None), cover)
 
     def _cover_attempt(self, attempt: Callable[..., Any]) -> Callable[..., Any]:
         recorder = self._recorder
@@ -249,7 +266,7 @@ class Processing:
     def _retried(self, message: Any) -> Retrying | None:
         retrying, attempts = self._recorder.retry(message), self._attempts.get(id(message))
         if retrying is not None and attempts is not None:
-            attempts.retried()
+            guarded("telling a retry", attempts.retried)
         return retrying
 
     def _note_failed(self, message: Any, error: Exception) -> None:
@@ -261,6 +278,8 @@ class Processing:
         if self._attempt_patches is not None:
             self._attempt_patches.undo()
             self._attempt_patches = None
+            if self._error_handlers is not None:
+                uncover_handlers(getattr(self._agent(), self._error_handlers, None))
 
 
 def _message_in(frame: FrameType) -> Any:

@@ -262,7 +262,31 @@ async def test_the_agents_are_put_back_as_they_were(framework: Framework, port: 
     await program.orchestrator.stop()
     assert agent.enable_performance_monitoring is True
     assert "_measure_processing_time" not in vars(agent)
-    await agent._measure_processing_time(message)  # reads `agent_processing_time`, and records to nothing
+    assert agent._performance_monitor is None
+    get_monitor().agent_processing_time.record(0.1, {})  # which the framework's own measuring asks for
+
+
+@pytest.mark.parametrize("leave", ["stop_collecting", "remove_agent", "stop_orchestrator"])
+@in_loop
+async def test_agents_that_go_on_without_the_monitor_handle_their_messages(
+    framework: Framework, port: int, leave: str
+) -> None:
+    program = Program(framework, port)
+    await program.orchestrator.start()
+    await program.send(10)
+    monitor = get_monitor()
+    if leave == "remove_agent":
+        for agent in program.agents:
+            monitor.remove_agent(agent.agent_id)
+    elif leave == "stop_collecting":
+        await monitor.stop_collecting()
+    else:
+        await program.orchestrator.stop(stop_agents=False)
+    await program.send(20)
+    assert program.stats() == (30, 0)
+    for agent in program.agents:
+        await agent.stop()
+    await monitor.stop_collecting()
 
 
 @in_loop

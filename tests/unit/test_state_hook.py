@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from amptalk_otel import instrument_agent, instrument_state_manager
-from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
+from amptalk_otel._hooks._state import StateManagerHook, User, hook_state_manager
 from amptalk_otel._recorder import StateOwner, StateRecorder
 from amptalk_otel.demo.runtime import StateManager, StorageType
 from tests.support import (
@@ -39,9 +39,9 @@ def operations(hook: StateManagerHook) -> dict[tuple[str, str | None], int]:
 @in_loop
 async def test_saving_loading_and_deleting_are_timed_each_as_its_own_operation() -> None:
     clock, manager = Clock(), StateManager()
-    recorder = StateRecorder("memory", StateOwner(), clock=clock)
-    hook = StateManagerHook(manager, recorder)
-    hook.tracers.append(None)
+    user = User(StateOwner())
+    user.owner.states.append(StateRecorder("memory", user.owner, clock=clock))
+    hook = hook_state_manager(manager, user)
     former = manager.memory_optimizer.record
 
     def slow(key: str, size_bytes: int) -> None:
@@ -57,13 +57,14 @@ async def test_saving_loading_and_deleting_are_timed_each_as_its_own_operation()
     assert operations(hook) == {("write", None): 2, ("read", None): 1, ("delete", None): 2}
     assert hook.read().durations["write", None].sum == 4.0
     assert hook.read().durations["read", None].sum == 0.0
-    hook.release()
+    hook.release(user)
 
 
 @in_loop
 async def test_sizes_and_items_follow_what_is_stored() -> None:
     manager = StateManager()
-    hook = hook_state_manager(manager)
+    user = User(StateOwner())
+    hook = hook_state_manager(manager, user)
     seen = [(hook.read().items, hook.read().size_bytes)]
     for state_id, data in (("a", {"x": 1}), ("b", {"x": "long"}), ("a", {})):
         await manager.save_state(state_id, data)
@@ -72,24 +73,26 @@ async def test_sizes_and_items_follow_what_is_stored() -> None:
     seen.append((hook.read().items, hook.read().size_bytes))
     assert seen == [(0, 0), (1, 8), (2, 8 + 13), (2, 2 + 13), (1, 2)]
     assert hook.read().storage == "memory"
-    hook.release()
+    hook.release(user)
 
 
 @in_loop
 async def test_a_snapshot_is_a_read_and_a_write() -> None:
     manager = StateManager()
-    hook = hook_state_manager(manager)
+    user = User(StateOwner())
+    hook = hook_state_manager(manager, user)
     async with manager.snapshot("a") as state:
         state["x"] = 1
     assert operations(hook) == {("read", None): 1, ("write", None): 1}
     assert manager.memory_data == {"a": {"x": 1}}
-    hook.release()
+    hook.release(user)
 
 
 @in_loop
 async def test_what_fails_is_told_by_its_error_and_raises_the_same(tmp_path: Path) -> None:
     manager = StateManager(StorageType.FILE, tmp_path)
-    hook = hook_state_manager(manager)
+    user = User(StateOwner())
+    hook = hook_state_manager(manager, user)
     failure = PermissionError("read-only")
 
     def refuse(_path: Path, _text: str) -> None:
@@ -103,7 +106,7 @@ async def test_what_fails_is_told_by_its_error_and_raises_the_same(tmp_path: Pat
         await manager.save_state("a", {"x": object()})
     assert operations(hook) == {("write", "PermissionError"): 1, ("write", "TypeError"): 1}
     assert (hook.read().storage, hook.read().items) == ("file", 0)
-    hook.release()
+    hook.release(user)
 
 
 @in_loop
@@ -200,21 +203,21 @@ async def test_a_manager_of_its_own_is_told_without_an_agent() -> None:
 
 @in_loop
 async def test_others_wrappers_on_a_manager_go_on_and_ours_below_count_no_more() -> None:
-    manager, owner = StateManager(), StateOwner()
-    hook = hook_state_manager(manager, owner)
+    manager, user = StateManager(), User(StateOwner())
+    hook = hook_state_manager(manager, user)
     ours = manager.save_state
 
     async def covering(*args: Any, **kwargs: Any) -> bool:
         return await ours(*args, **kwargs)
 
     manager.save_state = covering  # type: ignore[method-assign]
-    hook.release()
+    hook.release(user)
     assert await manager.save_state("a", {}) is True
     assert operations(hook) == {}
-    again = hook_state_manager(manager, owner)
+    again = hook_state_manager(manager, user)
     await manager.save_state("a", {})
     assert operations(again) == {("write", None): 1}
-    again.release()
+    again.release(user)
 
 
 @in_loop
@@ -225,14 +228,15 @@ async def test_a_cancelled_operation_raises_its_cancellation(tmp_path: Path) -> 
             return True
 
     manager = Slow()
-    hook = hook_state_manager(manager)
+    user = User(StateOwner())
+    hook = hook_state_manager(manager, user)
     saving = asyncio.create_task(manager.save_state("a", {}))
     await settle()
     saving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await saving
     assert sum(operations(hook).values()) == 1
-    hook.release()
+    hook.release(user)
 
 
 @in_loop

@@ -65,9 +65,11 @@ def watch_of(handle: Instrumentation) -> Watch:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Of every recorder that is made from now on: wrappers take it from there once, and must not mix it with another."""
+    """Of every recorder that is made from now on: wrappers take it from there once, and must not mix it with others."""
     clock = Clock()
-    monkeypatch.setitem(AgentRecorder.__init__.__kwdefaults__, "clock", clock)
+    defaults = AgentRecorder.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "clock", clock)
     return clock
 
 
@@ -150,7 +152,7 @@ async def test_two_providers_get_the_same_exact_numbers_and_both_keep_those_who_
 
 
 @in_loop
-async def test_an_agent_that_somebody_else_still_watches_loses_nothing_when_one_watcher_lets_it_go(clock: Clock) -> None:
+async def test_an_agent_that_others_still_watch_loses_nothing_when_one_watcher_lets_it_go(clock: Clock) -> None:
     orchestrator, agent = Orchestrator(), Scripted(agent_id="a", name="A")
     orchestrator.register_agent(agent)
     seen = Seen(orchestrator)

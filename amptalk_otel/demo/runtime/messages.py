@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -89,7 +89,8 @@ class MessageMetadata:
         self.last_successful_stage = stage
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """The fields as they are: as in the framework, clones made by it share lists and dictionaries."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MessageMetadata:
@@ -122,11 +123,11 @@ class Message:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Message:
-        fields = dict(data)
-        fields["message_type"] = MessageType(fields["message_type"])
-        fields["priority"] = MessagePriority(fields.get("priority", MessagePriority.NORMAL.value))
-        fields["metadata"] = MessageMetadata.from_dict(fields.get("metadata", {}))
-        return cls(**fields)
+        found = dict(data)
+        found["message_type"] = MessageType(found["message_type"])
+        found["priority"] = MessagePriority(found.get("priority", MessagePriority.NORMAL.value))
+        found["metadata"] = MessageMetadata.from_dict(found.get("metadata", {}))
+        return cls(**found)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())

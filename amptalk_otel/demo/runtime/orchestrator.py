@@ -134,10 +134,10 @@ class Orchestrator:
         await self._trigger_event("message_routed", message=message, target_agent=target)
         return success
 
-    async def send_message_to_group(self, message: Message, group: str) -> bool:
+    async def send_message_to_group(self, message: Message, group_id: str) -> bool:
         """Send a copy to each member; False when the group is unknown or empty."""
         members = [
-            self.agents[agent_id] for agent_id in sorted(self.agent_groups.get(group, ())) if agent_id in self.agents
+            self.agents[agent_id] for agent_id in sorted(self.agent_groups.get(group_id, ())) if agent_id in self.agents
         ]
         for agent in members:
             clone = await self._enqueue_clone(message, agent)
@@ -165,7 +165,7 @@ class Orchestrator:
         self.event_hooks.setdefault(event, []).append(hook)
 
     async def _trigger_event(self, event: str, *args: Any, **kwargs: Any) -> None:
-        for hook in list(self.event_hooks.get(event, ())):
+        for hook in self.event_hooks.get(event, ()):  # the list itself, as in the framework
             try:
                 await hook(*args, **kwargs)
             except Exception:  # noqa: PERF203 - each hook may fail

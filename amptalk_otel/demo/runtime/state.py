@@ -129,12 +129,11 @@ class StateManager:
     def _remember(self, key: str, data: dict[str, Any], size_bytes: int) -> None:
         self.memory_data[key] = copy.deepcopy(data)
         self.memory_optimizer.record(key, size_bytes)
-        # Without a file behind it, the copy in memory is the state itself and stays.
-        while self.storage_path is not None and self.memory_optimizer.is_over_limit():
+        # As in the framework the optimizer only forgets what it would evict: the data stays where it is.
+        while self.memory_optimizer.is_over_limit():
             oldest = self.memory_optimizer.least_recent()
             if oldest is None:
                 break
-            self.memory_data.pop(oldest, None)
             self.memory_optimizer.forget(oldest)
 
     def _file(self, key: str) -> Path:

@@ -598,7 +598,7 @@ class TestState:
         with pytest.raises(ValueError, match="storage_path"):
             StateManager(StorageType.FILE)
 
-    def test_memory_limit_lets_go_of_copies_only(self, tmp_path: Path) -> None:
+    def test_memory_limit_forgets_sizes_and_keeps_the_states(self, tmp_path: Path) -> None:
         async def scenario() -> None:
             on_disk = StateManager(StorageType.FILE, tmp_path, max_size_bytes=20)
             in_memory = StateManager(max_size_bytes=20)
@@ -606,8 +606,8 @@ class TestState:
                 for key in ("a", "b", "c"):
                     await manager.save_state(key, {"key": key})
                 assert await manager.load_state("a") == {"key": "a"}
-            assert on_disk.memory_optimizer.current_size_bytes <= 20
-            assert in_memory.memory_optimizer.item_count == 3
+                assert manager.memory_optimizer.current_size_bytes <= 20
+                assert (manager.memory_optimizer.item_count, len(manager.memory_data)) == (1, 3)
 
         asyncio.run(scenario())
 
