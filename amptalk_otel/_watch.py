@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections import OrderedDict
@@ -13,15 +14,16 @@ from typing import Any
 from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._agents_to_read import AgentsToRead, Identity
 from amptalk_otel._catalogue import Snapshot
-from amptalk_otel._forks import after_fork
+from amptalk_otel._forks import lock_of
 from amptalk_otel._guard import complain, guarded
 from amptalk_otel._hooks._agent import AgentHook, identify
 from amptalk_otel._hooks._orchestrator import OrchestratorHook
-from amptalk_otel._hooks._state import StateManagerHook, hook_state_manager
+from amptalk_otel._hooks._state import StateManagerHook, User, hook_state_manager
 from amptalk_otel._labels import clean
 from amptalk_otel._ledger import Ledger
-from amptalk_otel._reading import read_operations
-from amptalk_otel._recorder import OperationRecorder, Reported
+from amptalk_otel._names import names_of
+from amptalk_otel._reading import OrchestratorReading, read_operations, read_orchestrator
+from amptalk_otel._recorder import OperationRecorder, Reported, StateOwner
 from amptalk_otel._sources import Breathe, Bridge
 from amptalk_otel._tracing._tracer import MessageTracer, first_tracer
 from amptalk_otel.adapters import AgentAdapter, adapter_for, tells_message_type_as_it_is
@@ -29,24 +31,16 @@ from amptalk_otel.config import Config
 
 _RETIRED_AT_ONCE = 50
 
-_lock = threading.RLock()
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-after_fork(_renew_lock)
-
+_lock = lock_of(sys.modules[__name__], threading.RLock)
 _agents: dict[int, _SharedAgent] = {}  # by id of the agent
+_traced: weakref.WeakValueDictionary[str, _SharedAgent] = weakref.WeakValueDictionary()  # by `agent.id`: the last of it
 _orchestrators: dict[int, OrchestratorHook] = {}  # by id of the orchestrator
 
 
 class _SharedAgent:
     """The hook on one agent, and the watches that share it."""
 
-    __slots__ = ("_key", "hook", "watches")
+    __slots__ = ("__weakref__", "_key", "hook", "watches")
 
     def __init__(
         self,
@@ -65,7 +59,10 @@ class _SharedAgent:
 
     def choose_tracer(self) -> None:
         """The first that any of the watches brings makes the spans."""
-        self.hook.trace(first_tracer(self.watches))
+        tracer = first_tracer(self.watches)
+        self.hook.trace(tracer)
+        if tracer is not None:
+            _traced[self.hook.agent_id] = self
 
     def leave(self, watch: Watch) -> bool:
         """Returns whether nobody watches the agent any more."""
@@ -74,6 +71,20 @@ class _SharedAgent:
         if not self.watches and _agents.get(self._key) is self:
             del _agents[self._key]
         return not self.watches
+
+
+def is_tracing() -> bool:
+    """Whether there are agents of which anybody makes spans."""
+    return len(_traced) > 0
+
+
+def traced_as(agent_id: str, agent: Any = None) -> tuple[MessageTracer | None, str | None]:
+    """What makes the spans of an agent, whoever brings it, and the agent's name. Takes no lock.
+
+    Of this very agent, or where the caller has none, of the last that is traced under this id.
+    """
+    shared = _traced.get(agent_id) if agent is None else _agents.get(id(agent))
+    return (first_tracer(shared.watches), shared.hook.agent_name) if shared is not None else (None, None)
 
 
 class Watch:
@@ -97,7 +108,8 @@ class Watch:
         self._reports_agents = agents
         self.operations: OperationRecorder = OperationRecorder(max_agents=config.max_agents)
         self._orchestrator: OrchestratorHook | None = None
-        self._state_managers: list[StateManagerHook] = []
+        self._state_managers: list[tuple[StateManagerHook, User]] = []
+        self._targets: list[weakref.ref[Any]] = []  # the orchestrator and the state managers
         self._agents: dict[int, _SharedAgent] = {}  # by id of the agent
         self._departed: OrderedDict[str, tuple[AgentHook, float]] = OrderedDict()  # by agent's id: and when it left us
         self._leaving: list[AgentHook] = []  # those that retire as soon as they are done
@@ -111,8 +123,8 @@ class Watch:
         with _lock:
             if self._released or self.tracer is not None:
                 return self.tracer is not None and self.tracer.provider is tracer.provider
-            for hook in self._state_managers:
-                hook.change_tracer(self.tracer, tracer)
+            for _hook, user in self._state_managers:
+                user.tracer = tracer
             self.tracer = tracer
             for shared in self._agents.values():
                 shared.choose_tracer()
@@ -130,17 +142,23 @@ class Watch:
                 hook = _orchestrators[id(orchestrator)] = OrchestratorHook(orchestrator)
                 weakref.finalize(orchestrator, _orchestrators.pop, id(orchestrator), None).atexit = False
             self._orchestrator = hook
+            self._targets.append(weakref.ref(orchestrator))
+            if self._reports_agents:
+                self._bridge.report(hook.recorder)
             hook.join(self)
 
     def watch_state_manager(self, manager: Any) -> None:
         """Watch a state manager; one that a watched agent has is reported with the agent instead."""
         with _lock:
-            hook = hook_state_manager(manager, tracer=self.tracer)
+            user = User(StateOwner(names_of("state managers")), self.tracer)
+            hook = hook_state_manager(manager, user)
             if isinstance(hook.recorder.owner, AgentRecorder):
-                hook.release(self.tracer)
+                hook.release(user)
                 return
-            self._state_managers.append(hook)
-            self._bridge.report(hook.recorder.owner)
+            user.owner = hook.recorder.owner  # that of the first who watches it for itself
+            self._state_managers.append((hook, user))
+            self._targets.append(weakref.ref(manager))
+            self._bridge.report(user.owner)
 
     def agent_registered(self, agent: Any) -> None:
         """Watch an agent from now on. Harmless the second time."""
@@ -166,12 +184,15 @@ class Watch:
         An agent that comes back, or another one of its id and name, goes on with the former recorder:
         no counter ever falls.
         """
-        former = self._take_back(*identify(adapter, agent))
+        agent_id, agent_name = identify(adapter, agent)
+        former = self._departed_of(agent_id, agent_name)
         shared = _agents.get(id(agent))
         if shared is None or shared.hook.agent_ref() is not agent:
             recorder = former if former is not None else self._new_recorder(agent, adapter)
-            recorder.come_back()
             shared = _agents[id(agent)] = _SharedAgent(agent, recorder, adapter, self._orchestrator)
+            recorder.come_back()
+        if former is not None:
+            del self._departed[agent_id]
         recorder = shared.hook.recorder
         if former is not recorder:  # else it is reported since before it left
             if former is not None:
@@ -179,12 +200,9 @@ class Watch:
             self._places.report(recorder)
         return shared
 
-    def _take_back(self, agent_id: str, agent_name: str) -> AgentRecorder | None:
+    def _departed_of(self, agent_id: str, agent_name: str) -> AgentRecorder | None:
         hook, _left_at = self._departed.get(agent_id, (None, 0.0))
-        if hook is None or hook.agent_name != agent_name:
-            return None
-        del self._departed[agent_id]
-        return hook.recorder
+        return hook.recorder if hook is not None and hook.agent_name == agent_name else None
 
     def _new_recorder(self, agent: Any, adapter: AgentAdapter) -> AgentRecorder:
         orchestrator_name = self._orchestrator.recorder.name if self._orchestrator is not None else None
@@ -198,6 +216,7 @@ class Watch:
             payload_of=adapter.payload,
             orchestrator_name=orchestrator_name,
             size_sample_every=self._config.message_size_sample_every,
+            names=names_of((agent_id, agent_name, orchestrator_name)),
         )
 
     def _grouped(self, agent: Any, adapter: AgentAdapter) -> tuple[str, str]:
@@ -261,9 +280,8 @@ class Watch:
         if not self._reports_agents:
             self._forget_agents(breathe)
             return Snapshot(machine=self._reports_machine, operations=operations)
-        orchestrator = self._orchestrator
-        reading = guarded("reading the orchestrator", orchestrator.read) if orchestrator is not None else None
-        states = (guarded("reading a state manager", hook.read) for hook in self._state_managers)
+        reading = guarded("reading the orchestrator", self._read_orchestrator)
+        states = (guarded("reading a state manager", hook.read_for, user) for hook, user in self._state_managers)
         return Snapshot(
             machine=self._reports_machine,
             operations=operations,
@@ -271,6 +289,14 @@ class Watch:
             orchestrators=(reading,) if reading is not None else (),
             states=tuple(state for state in states if state is not None),
         )
+
+    def _read_orchestrator(self) -> OrchestratorReading | None:
+        """One that is gone has no agents. What it counted stays as long as it is watched: others may be called so."""
+        hook = self._orchestrator
+        if hook is None:
+            return None
+        reading: OrchestratorReading | None = hook.read()
+        return reading if reading is not None else read_orchestrator(hook.recorder, running=0, stopped=0)
 
     def _forget_agents(self, breathe: Breathe) -> None:
         """Agents that the program dropped without unregistering them, and those that are gone for long enough."""
@@ -285,6 +311,14 @@ class Watch:
                 if not self._retire_those_gone():
                     break
             breathe()
+        with _lock:
+            if self._is_left_behind():
+                self.release()
+
+    def _is_left_behind(self) -> bool:
+        """Whether the program dropped all that we watch, and others go on telling of the machine and the process."""
+        is_gone = bool(self._targets) and all(target() is None for target in self._targets)
+        return is_gone and not self._hooks() and self._bridge.has_others(self.snapshot)
 
     def _retire_those_gone(self) -> bool:
         """Those whose time is up, in the order in which they left; and of the others, now and then, who is done.
@@ -324,21 +358,21 @@ class Watch:
             if self._released:
                 return
             self._released = True
-            self._bridge.remove(self.snapshot)
             owners: list[Reported] = [self.operations]
             if self._reports_agents:
                 owners += [hook.recorder for hook in self._hooks()]
+                owners += [self._orchestrator.recorder] if self._orchestrator is not None else []
             for shared in self._agents.values():
                 if shared.leave(self):
                     shared.hook.release()
-            for manager_hook in self._state_managers:
-                owners.append(manager_hook.recorder.owner)
-                manager_hook.release(self.tracer)
+            for manager_hook, user in self._state_managers:
+                owners.append(user.owner)
+                manager_hook.release(user)
             self._agents.clear()
             self._departed.clear()
             self._leaving.clear()
             self._release_orchestrator()
-            self._bridge.withdraw(owners)  # under our lock, as `_retire`
+            self._bridge.remove(self.snapshot, owners)  # under our lock, as `_retire`
 
     def _release_orchestrator(self) -> None:
         hook = self._orchestrator

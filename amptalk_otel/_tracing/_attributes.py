@@ -21,19 +21,20 @@ class Description(NamedTuple):
     name: str
     attributes: dict[str, AttributeValue]
 
-    def of(self, message: Any) -> dict[str, AttributeValue]:
-        """The attributes with what is known of a message without looking into it."""
-        attributes = self.attributes.copy()
-        message_id = getattr(message, "message_id", None)
-        if message_id is not None:
-            attributes["messaging.message.id"] = clean(message_id)
-        conversation_id = getattr(getattr(message, "metadata", None), "conversation_id", None)
-        if conversation_id is not None:
-            attributes["messaging.message.conversation_id"] = clean(conversation_id)
-        priority = getattr(message, "priority", None)
-        if priority is not None:
-            attributes["amptalk.message.priority"] = clean(_name_of(priority))
-        return attributes
+
+def of_message(message: Any) -> dict[str, AttributeValue]:
+    """What is known of one message without looking into it."""
+    attributes: dict[str, AttributeValue] = {}
+    message_id = getattr(message, "message_id", None)
+    if message_id is not None and message_id != "":
+        attributes["messaging.message.id"] = clean(message_id)
+    conversation_id = getattr(getattr(message, "metadata", None), "conversation_id", None)
+    if conversation_id is not None and conversation_id != "":
+        attributes["messaging.message.conversation_id"] = clean(conversation_id)
+    priority = getattr(message, "priority", None)
+    if priority is not None:
+        attributes["amptalk.message.priority"] = clean(_name_of(priority))
+    return attributes
 
 
 def of_send(destination: str | None, message_type: str, sender: tuple[str, str] | None) -> Description:
@@ -63,8 +64,8 @@ def _of_operation(
     }
     if destination is None:
         return Description(operation, attributes)
-    destination = clean(destination)
-    return Description(f"{operation} {destination}", {**attributes, "messaging.destination.name": destination})
+    attributes["messaging.destination.name"] = destination = clean(destination)
+    return Description(f"{operation} {destination}", attributes)
 
 
 def _name_of(member: Any) -> Any:

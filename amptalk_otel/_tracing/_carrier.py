@@ -24,6 +24,10 @@ KEY = "amptalk_otel.context"
 SENDER = "sender"
 """In the carrier: a random text for each process, by which it knows what it wrote itself from what it received."""
 
+SPAN = "span"
+"""In the carrier, where the propagators leave no `traceparent`: trace id and span id as that has them. By these we know
+of which span a carrier is; what a receiver goes on with is what the propagators take out."""
+
 MAX_FIELDS = 16
 MAX_LENGTH = 16_384
 """Of a carrier that is read: what is larger is ignored. W3C's own limits are 512 characters for `tracestate` and 8,192
@@ -63,6 +67,8 @@ class Carrier:
             self._propagator.inject(carrier, context)
         if carrier:
             carrier[SENDER] = _this_process[0]
+            if of.is_valid and "traceparent" not in carrier:
+                carrier[SPAN] = _ids_of(of)
             data[KEY] = carrier
         else:
             data.pop(KEY, None)
@@ -89,15 +95,26 @@ def is_ours(carried: dict[str, Any]) -> bool:
 
 
 def is_of(trace_id: int, carried: dict[str, Any]) -> bool:
-    """Whether a carrier is of this trace, as W3C's trace context tells; False where it does not."""
-    traceparent = carried.get("traceparent")
-    return isinstance(traceparent, str) and traceparent[3:35] == f"{trace_id:032x}"
+    """Whether a carrier is of this trace; False where it does not tell."""
+    return _ids_in(carried)[:32] == f"{trace_id:032x}"
 
 
 def names(carried: dict[str, Any], span: SpanContext) -> bool:
-    """Whether a carrier is of this very span, as W3C's trace context tells; False where it does not."""
+    """Whether a carrier is of this very span; False where it does not tell."""
+    return _ids_in(carried) == _ids_of(span)
+
+
+def _ids_of(span: SpanContext) -> str:
+    return f"{span.trace_id:032x}-{span.span_id:016x}"
+
+
+def _ids_in(carried: dict[str, Any]) -> str:
+    """The ids as W3C's trace context writes them: what it carries of that, or else our own."""
     traceparent = carried.get("traceparent")
-    return isinstance(traceparent, str) and traceparent[3:52] == f"{span.trace_id:032x}-{span.span_id:016x}"
+    if isinstance(traceparent, str):
+        return traceparent[3:52]
+    ids = carried.get(SPAN)
+    return ids if isinstance(ids, str) else ""
 
 
 def _checkpoint_data(message: Any) -> dict[str, Any] | None:

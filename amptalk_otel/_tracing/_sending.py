@@ -12,7 +12,9 @@ from opentelemetry.trace import Status, StatusCode
 
 from amptalk_otel._guard import guarded
 from amptalk_otel._tracing._attributes import Description
-from amptalk_otel._tracing._tracer import MessageTracer, leave, tell_error
+from amptalk_otel._tracing._current import send_begins, send_ends
+from amptalk_otel._tracing._ending import leave, tell_error
+from amptalk_otel._tracing._tracer import MessageTracer
 
 
 class Sending:
@@ -25,19 +27,25 @@ class Sending:
         self._span = span = tracer.start_send(description, message, base)
         self.context = base if span is None else trace.set_span_in_context(span, base)
         guarded("writing the context into a message", tracer.carrier.inject, message, self.context)
+        if span is not None:
+            guarded("beginning a send", send_begins, span.get_span_context(), message)
         self._token: Any = contexts.attach(self.context)
 
     def end(self, reason: str | None = None, error: BaseException | None = None) -> None:
         """The call returned, or raised `error`. `reason`: why the message reached no inbox."""
         leave(self._token, error)
         span = self._span
-        if span is None or not span.is_recording():
+        if span is None:
             return
-        tell_error(span, error)
-        if error is None and reason is not None:
-            span.set_attribute("error.type", reason)
-            span.set_status(Status(StatusCode.ERROR, reason))
-        span.end()
+        send_ends(span.get_span_context())
+        try:
+            tell_error(span, error)
+            if error is None and reason is not None:
+                span.set_attribute("error.type", reason)
+                span.set_status(Status(StatusCode.ERROR, reason))
+        finally:
+            if span.is_recording():
+                span.end()
 
 
 async def in_span(send: Callable[[], Awaitable[Any]], begin: Callable[[], Sending], reason: Callable[[], str]) -> Any:

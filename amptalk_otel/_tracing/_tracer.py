@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import traceback
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
-from opentelemetry.trace import Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TracerProvider
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased, Sampler
+from opentelemetry.trace import Span, SpanContext, SpanKind, TraceFlags, TracerProvider
 
-from amptalk_otel._labels import error_type_of
-from amptalk_otel._tracing._attributes import AttributeValue, Description, of_send
+from amptalk_otel._guard import guarded
+from amptalk_otel._tracing._attributes import AttributeValue, Description, of_message, of_send
 from amptalk_otel._tracing._carrier import Carrier, carried_by, is_of, is_ours, names
+from amptalk_otel._tracing._current import current_context, identity_of, sent_by
+from amptalk_otel._tracing._ending import tell_error
+from amptalk_otel._tracing._known import Known
 from amptalk_otel._tracing._relation import Relation, answered
 from amptalk_otel._version import SCOPE_NAME, __version__
 
 _MOST_ON_THE_WAY = 10_000
 _MOST_DESCRIPTIONS = 1_000
-_MOST_FRAMES = 50  # the innermost
+_MOST_OVERTAKEN = 1_000
+
+_NOTHING: Mapping[str, AttributeValue] = {}
 
 _EXEMPLARS: Mapping[str, Callable[[SpanContext], bool]] = {
     "trace_based": lambda span: span.trace_flags.sampled,
@@ -30,6 +33,8 @@ _EXEMPLARS: Mapping[str, Callable[[SpanContext], bool]] = {
 }
 """https://opentelemetry.io/docs/specs/otel/metrics/sdk/#exemplarfilter. An exemplar without a trace would tell nothing,
 so there is none even with `always_on`."""
+
+_overtaken: Known[Context] = Known(_MOST_OVERTAKEN)  # contexts of blocks that ended before one in them: those before
 
 
 class MessageTracer:
@@ -49,8 +54,9 @@ class MessageTracer:
         self._relation = relation
         self._tracer = provider.get_tracer(SCOPE_NAME, __version__)
         self._follows_parents = relation is not Relation.LINK and _follows_parents(provider)
+        self._sampler_is_known = _is_known(getattr(provider, "sampler", None))
         self._descriptions: dict[tuple[str | None, str, tuple[str, str] | None], Description] = {}
-        self._on_the_way: dict[int, tuple[Any, Context]] = {}  # by id of the message
+        self._on_the_way: Known[Context] = Known(_MOST_ON_THE_WAY)
 
     # -- sending -------------------------------------------------------------------------------------
 
@@ -70,44 +76,42 @@ class MessageTracer:
         """A span for a send in `context`; None where that is of a trace that is not sampled."""
         if self.is_unsampled(trace.get_current_span(context).get_span_context()):
             return None
-        span = self._tracer.start_span(description.name, context, SpanKind.PRODUCER)
+        span = self._tracer.start_span(description.name, context, SpanKind.PRODUCER, self._shown(description))
         if span.is_recording():
-            span.set_attributes(description.of(message))
+            self._tell(span, description, message)
         return span
 
     def hand_over(self, message: Any, context: Context) -> None:
         """`message` was sent in `context`, and somebody who knows nothing of that brings it to its inbox."""
-        if len(self._on_the_way) >= _MOST_ON_THE_WAY:
-            self._on_the_way.clear()
-        self._on_the_way[id(message)] = message, context
+        self._on_the_way.keep(message, context)
 
     def handed_over(self, message: Any) -> Context | None:
         """What was said of `message`, once."""
-        if not self._on_the_way:
-            return None
-        known, context = self._on_the_way.pop(id(message), (None, None))
-        return context if known is message else None
+        return self._on_the_way.take(message) if self._on_the_way else None
 
-    def context_of(self, message: Any, current: Context, *, is_being_sent: bool) -> Context:
-        """What a message belongs to: what it carries, or `current`, that of whoever sends it or puts it into an inbox.
+    def context_of(self, message: Any, *, is_being_sent: bool) -> Context:
+        """What a message belongs to: what it carries, or the context of whoever sends it or puts it into an inbox.
 
         It goes on with what it carries: whoever puts it may be a task that reads from a socket, or puts what others
-        sent, in a span of its own. Not so if `current` goes on with that itself, such as within the send, or in a
-        handler that forwards what it works on. A message object that this process sends once more begins anew.
+        sent, in a span of its own. Not so within its own send, whatever it carries by now: copies may share that. Nor
+        in what goes on with what it carries itself, such as a handler that forwards what it works on, unless that is
+        the send of another message. A message object that this process sends once more begins anew.
         """
+        current = current_context()
         carried = carried_by(message)
-        if carried is None:
-            return current
-        if is_being_sent and is_ours(carried):
+        if carried is None or (is_being_sent and is_ours(carried)):
             return current
         span = trace.get_current_span(current)
         of = span.get_span_context()
-        if names(carried, of):  # the send is under way, sampled or not
+        sent = sent_by(of)
+        if (sent is not None and sent == identity_of(message)) or names(carried, of):
             return current
-        is_under_way = span.is_recording() or self.is_unsampled(of)
-        if is_under_way and (is_of(of.trace_id, carried) or is_of(answered(current), carried)):
+        goes_on = sent is None and (span.is_recording() or self.is_unsampled(of))
+        if goes_on and (is_of(of.trace_id, carried) or is_of(answered(current), carried)):
             return current
-        return self.carrier.extract(message, Context())
+        found = self.carrier.extract(message, Context())
+        is_found = trace.get_current_span(found).get_span_context().is_valid
+        return found if is_found else self.carrier.extract(message, current)
 
     # -- processing ----------------------------------------------------------------------------------
 
@@ -126,17 +130,31 @@ class MessageTracer:
         if self.is_unsampled(sender):
             return sent_in, None
         origin, links = self._relation.origin(sent_in, sender)
-        span = self._tracer.start_span(description.name, origin, SpanKind.CONSUMER, links=links, start_time=taken_at_ns)
+        span = self._tracer.start_span(
+            description.name, origin, SpanKind.CONSUMER, self._shown(description), links, start_time=taken_at_ns
+        )
         context = trace.set_span_in_context(span, origin)
         if not span.is_recording():
             return context, None
-        attributes = description.of(message)
+        attributes: dict[str, AttributeValue] = {}
         if waited_s is not None:
             attributes["amptalk.message.wait.duration"] = waited_s
         if size_bytes is not None:
             attributes["messaging.message.body.size"] = size_bytes
-        span.set_attributes(attributes)
+        self._tell(span, description, message, attributes)
         return context, span
+
+    def _shown(self, description: Description) -> dict[str, AttributeValue]:
+        """What samplers see of a span, and processors when it starts. One of the program's may write into it."""
+        return description.attributes if self._sampler_is_known else description.attributes.copy()
+
+    def _tell(
+        self, span: Span, description: Description, message: Any, more: Mapping[str, AttributeValue] = _NOTHING
+    ) -> None:
+        """What was not known when the span began. A message that can't be looked at has its span all the same."""
+        attributes: dict[str, AttributeValue] = guarded("looking at a message", of_message, message) or {}
+        attributes.update(more)
+        span.set_attributes(attributes if self._sampler_is_known else {**description.attributes, **attributes})
 
     def is_unsampled(self, parent: SpanContext) -> bool:
         """Whether a child of `parent` would be dropped for sure: then its decision is carried on, and nothing else."""
@@ -156,10 +174,10 @@ class MessageTracer:
 
     def start_inside(self, name: str, attributes: Mapping[str, AttributeValue]) -> Inside | None:
         """An INTERNAL span around what the current task does next; None where it would be dropped."""
-        current = contexts.get_current()
-        if self.is_unsampled(trace.get_current_span(current).get_span_context()):
+        base = current_context()
+        if self.is_unsampled(trace.get_current_span(base).get_span_context()):
             return None
-        return Inside(self._tracer.start_span(name, current, SpanKind.INTERNAL, attributes), current)
+        return Inside(self._tracer.start_span(name, base, SpanKind.INTERNAL, attributes), base)
 
 
 class Watcher(Protocol):
@@ -177,50 +195,32 @@ def first_tracer(watchers: Iterable[Watcher]) -> MessageTracer | None:
 class Inside:
     """Something that an agent does besides messages. Its context is current from the constructor to `end`."""
 
-    __slots__ = ("_span", "_token")
+    __slots__ = ("_before", "_context", "_span")
 
     def __init__(self, span: Span, base: Context) -> None:
         self._span = span
-        self._token: Any = contexts.attach(trace.set_span_in_context(span, base))
+        self._before = contexts.get_current()
+        self._context = trace.set_span_in_context(span, base)
+        contexts.attach(self._context)
 
     def end(self, error: BaseException | None = None) -> None:
         """It returned, or raised `error`."""
-        leave(self._token, error)
-        tell_error(self._span, error, "operation")
-        self._span.end()
+        try:
+            if not isinstance(error, GeneratorExit):  # see `leave`
+                self._leave()
+            tell_error(self._span, error, "operation")
+        finally:
+            self._span.end()
 
-
-def leave(token: Any, error: BaseException | None) -> None:
-    """The context before is current again.
-
-    A coroutine that is closed by the garbage collector ends in a context of somebody else, which stays as it is.
-    """
-    if not isinstance(error, GeneratorExit):
-        contexts.detach(token)
-
-
-def is_cancelled(error: BaseException | None) -> bool:
-    """Whether it was ended from outside."""
-    return isinstance(error, (asyncio.CancelledError, GeneratorExit))
-
-
-def tell_error(span: Span, error: BaseException | None, what: str = "message", ended_ns: int | None = None) -> None:
-    """How `what` ended, where that is not well, and when, if not now. Cancellation is a state, not an error."""
-    if error is None or not span.is_recording():
-        return
-    if is_cancelled(error):
-        span.set_attribute(f"amptalk.{what}.state", "cancelled")
-    else:
-        _fail(span, error, ended_ns)
-
-
-def _fail(span: Span, error: BaseException, ended_ns: int | None) -> None:
-    """Tell of a failure: its type, and where it happened, but not its message, which may quote a payload."""
-    kind = error_type_of(error)
-    span.set_attribute("error.type", kind)
-    stack = "".join(traceback.format_tb(error.__traceback__, limit=-_MOST_FRAMES))
-    span.add_event("exception", {"exception.type": kind, "exception.stacktrace": stack}, ended_ns)
-    span.set_status(Status(StatusCode.ERROR, kind))
+    def _leave(self) -> None:
+        """The context before is current again. Of blocks that overlap, whoever ends last sees to that."""
+        if trace.get_current_span() is not self._span:
+            _overtaken.keep(self._context, self._before)
+            return
+        before = self._before
+        while (further := _overtaken.take(before)) is not None:
+            before = further
+        contexts.attach(before)
 
 
 def _follows_parents(provider: TracerProvider) -> bool:
@@ -228,7 +228,15 @@ def _follows_parents(provider: TracerProvider) -> bool:
     sampler = getattr(provider, "sampler", None)
     if sampler is ALWAYS_OFF:
         return True
-    return isinstance(sampler, ParentBased) and all(
+    is_parent_based = getattr(type(sampler), "should_sample", None) is ParentBased.should_sample  # not a way of its own
+    return is_parent_based and all(
         getattr(sampler, name, None) is ALWAYS_OFF
         for name in ("_local_parent_not_sampled", "_remote_parent_not_sampled")
+    )
+
+
+def _is_known(sampler: Any) -> bool:
+    """Whether it is one of the SDK's own: these do not change the attributes that they see, and pass them on."""
+    return type(sampler).__module__ == ParentBased.__module__ and all(
+        _is_known(part) for part in vars(sampler).values() if isinstance(part, Sampler)
     )

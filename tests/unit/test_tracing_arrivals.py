@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from opentelemetry.context import Context
+from opentelemetry import baggage
+from opentelemetry.context import Context, get_current
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
 
 from amptalk_otel._tracing._carrier import SENDER
@@ -152,6 +153,63 @@ async def test_a_batch_that_is_put_in_a_span_of_its_own_belongs_to_who_sent_each
     assert len({trace_of(span) for span in spans.named("process Bob")}) == 3
 
 
+@pytest.mark.parametrize("carried", [{"traceparent": "garbage"}, {"traceparent": "0" * 20_000}, {"tracestate": "a=b"}])
+def test_a_message_that_carries_nothing_that_can_be_read_is_as_one_that_carries_nothing(carried: Any) -> None:
+    @in_loop
+    async def run() -> None:
+        spans = Spans()
+        alice, bob = Scripted(agent_id="a", name="Alice"), Scripted(agent_id="b", name="Bob")
+        connect(alice, bob)
+        with traced(spans, alice, bob):
+            await bob.start()
+            for number, act in enumerate((bob.enqueue_message, alice.send_message)):
+                message = note(message_id=str(number), target_agent_id="b")
+                message.metadata.checkpoint_data[KEY] = dict(carried)
+                with spans.root("request"):
+                    await act(message)
+            await settle()
+            await bob.stop()
+        assert sorted(spans.family(), key=str) == [
+            ("process Bob", "request"), ("process Bob", "send Bob"),
+            ("request", None), ("request", None), ("send Bob", "request"),
+        ]  # fmt: skip
+
+    run()
+
+
+@pytest.mark.parametrize("way", ["from who puts it", "over a wire", "by a send"])
+def test_baggage_that_is_carried_without_a_trace_does_not_cut_the_trace(way: str) -> None:
+    got: list[object] = []
+
+    async def look(_message: Message) -> None:
+        got.append(baggage.get_baggage("tenant"))
+
+    @in_loop
+    async def run() -> None:
+        spans = Spans(propagators=("baggage",))
+        alice, bob = Scripted(agent_id="a", name="Alice"), Scripted(look, agent_id="b", name="Bob")
+        connect(alice, bob)
+        message = note(target_agent_id="b")
+        with traced(spans, alice, bob):
+            await bob.start()
+            with spans.root("request"), use(baggage.set_baggage("tenant", "acme", get_current())):
+                if way == "by a send":
+                    await alice.send_message(message)
+                else:
+                    spans.tracer.carrier.inject(message, get_current())
+            if way != "by a send":
+                wire = as_from_another_process(message) if way == "over a wire" else message.to_json()
+                with spans.root("reading the socket"):
+                    await bob.enqueue_message(Message.from_json(wire))
+            await settle()
+            await bob.stop()
+        (process,) = [parent for name, parent in spans.family() if name == "process Bob"]
+        assert process == ("send Bob" if way == "by a send" else "reading the socket")
+
+    run()
+    assert got == ["acme"]
+
+
 @in_loop
 async def test_a_message_that_carries_nothing_belongs_to_whoever_puts_it() -> None:
     spans, agent = Spans(), Scripted(name="Bob")
@@ -251,44 +309,6 @@ async def test_a_message_that_is_sent_again_belongs_to_its_latest_send() -> None
     carried = message.metadata.checkpoint_data[KEY]["traceparent"]
     assert carried == f"00-{trace_of(sends[1]):032x}-{id_of(sends[1]):016x}-{flags:02x}"
     assert flags.sampled
-
-
-class Ticking(Scripted):
-    """Sends a message and puts one into its own inbox now and then, from a task that its start begins."""
-
-    def __init__(self, **names: str) -> None:
-        super().__init__(**names)
-        self.tick = asyncio.Event()
-
-    async def start(self) -> None:
-        await super().start()
-        self.tasks.append(asyncio.create_task(self.go_on()))
-
-    async def go_on(self) -> None:
-        await self.tick.wait()
-        await self.send_message(note(target_agent_id="b"))
-        await self.enqueue_message(note())
-
-
-@pytest.mark.parametrize("startup_is_over", [True, False])
-def test_a_task_of_an_agent_does_not_belong_for_ever_to_the_span_that_it_was_started_in(startup_is_over: bool) -> None:
-    @in_loop
-    async def run() -> None:
-        spans, alice, bob = Spans(), Ticking(agent_id="a", name="Alice"), Scripted(agent_id="b", name="Bob")
-        connect(alice, bob)
-        with traced(spans, alice, bob):
-            with spans.root("startup"):
-                await alice.start()
-                if not startup_is_over:
-                    alice.tick.set()
-                    await settle()
-            alice.tick.set()
-            await settle()
-            await alice.stop()
-        parent = None if startup_is_over else "startup"
-        assert sorted(spans.family()) == [("process Alice", parent), ("send Bob", parent), ("startup", None)]
-
-    run()
 
 
 @pytest.mark.parametrize("relation", ["parent", "link", "both"])

@@ -44,10 +44,11 @@ def received(carrier: _carrier.Carrier, message: Any) -> SpanContext:
 
 
 def fields_of(message: Any) -> dict[str, Any]:
-    """What a message carries, but for the mark of this process, which has to be there."""
+    """What a message carries, but for the mark of this process, which has to be there, and the ids of its span."""
     carried = dict(message.metadata.checkpoint_data[KEY])
     assert re.fullmatch("[0-9a-f]{16}", carried.pop(_carrier.SENDER))
     assert _carrier.is_ours(message.metadata.checkpoint_data[KEY])
+    carried.pop(_carrier.SPAN, None)
     return carried
 
 
@@ -133,6 +134,23 @@ def test_the_shortcut_writes_what_the_propagators_would() -> None:
         assert messages[0].metadata.checkpoint_data == messages[1].metadata.checkpoint_data
 
 
+def test_the_ids_of_the_span_are_told_by_a_field_of_ours_where_there_is_no_traceparent() -> None:
+    context = baggage.set_baggage("tenant", "town", in_sender())
+    told = {}
+    for names in ("tracecontext", "baggage"):
+        message = note()
+        carrier_of(names).inject(message, context)
+        carried = message.metadata.checkpoint_data[KEY]
+        told[names] = carried.get(_carrier.SPAN)
+        assert _carrier.names(carried, SENDER)
+        assert _carrier.is_of(SENDER.trace_id, carried)
+        for other in (SpanContext(0x1234, 0x5679, is_remote=False), SpanContext(0x1235, 0x5678, is_remote=False)):
+            assert not _carrier.names(carried, other)
+        assert not _carrier.is_of(0x1235, carried)
+    assert told == {"tracecontext": None, "baggage": f"{0x1234:032x}-{0x5678:016x}"}
+    assert not received(carrier_of("baggage"), message).is_valid  # it is no context to go on with
+
+
 def test_what_a_message_carried_before_is_replaced_or_taken_away() -> None:
     carrier, message = carrier_of(), note()
     carrier.inject(message, baggage.set_baggage("tenant", "town", in_sender()))
@@ -199,7 +217,7 @@ async def test_every_clone_of_a_broadcast_is_processed_in_the_trace_of_the_broad
         await orchestrator.start()
         with spans.root("request"):
             await orchestrator.broadcast_message(note())
-            await orchestrator.send_message_to_group(message=note(), group="all")
+            await orchestrator.send_message_to_group(group_id="all", message=note())
         await settle()
         await orchestrator.stop()
     for name in ("send *", "send all"):
@@ -260,10 +278,12 @@ class Upright(TextMapPropagator):
     fields: Any = frozenset({"upright"})
 
     def inject(self, carrier: Any, context: Context | None = None, setter: Any = None) -> None:
-        carrier["upright"] = f"{get_current_span(context).get_span_context().trace_id:x}"
+        of = get_current_span(context).get_span_context()
+        carrier["upright"] = f"{of.trace_id:x}:{of.span_id:x}"
 
     def extract(self, carrier: Any, context: Context | None = None, getter: Any = None) -> Context:
-        span = SpanContext(int(carrier["upright"], 16), 9, is_remote=True, trace_flags=TraceFlags(1))
+        trace_id, span_id = (int(part, 16) for part in carrier["upright"].split(":"))
+        span = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(1))
         return set_span_in_context(NonRecordingSpan(span), context)
 
 
@@ -280,8 +300,41 @@ def test_a_propagator_of_another_package_is_used(monkeypatch: pytest.MonkeyPatch
     carrier, message = carrier_of("xray"), note()
     assert asked == [{"group": "opentelemetry_propagator", "name": "xray"}]
     carrier.inject(message, in_sender())
-    assert fields_of(message) == {"upright": "1234"}
+    assert fields_of(message) == {"upright": "1234:5678"}
     assert received(carrier, message).trace_id == 0x1234
+
+
+@in_loop
+async def test_a_handler_that_forwards_is_the_parent_with_any_propagator() -> None:
+    theirs, ours = Spans(), Spans()
+    theirs.tracer.carrier = ours.tracer.carrier = _carrier.Carrier(Upright())
+    alice, bob, carol, stub = (
+        Scripted(agent_id=name[0].lower(), name=name) for name in ("Alice", "Bob", "Carol", "Bob")
+    )
+    alice.connect(stub)
+    connect(bob, carol)
+
+    async def forward(message: Message) -> None:
+        message.target_agent_id = "c"
+        await bob.send_message(message)
+
+    bob.script = [forward]
+    message = note(target_agent_id="b")
+    with traced(theirs, alice):
+        await alice.send_message(message)
+    message.metadata.checkpoint_data[KEY][_carrier.SENDER] = "0123456789abcdef"
+    with traced(ours, bob, carol):
+        for agent in (bob, carol):
+            await agent.start()
+        await bob.enqueue_message(message)
+        await settle(20)
+        for agent in (bob, carol):
+            await agent.stop()
+    process = ours.one("process Bob")
+    assert (trace_of(process), parent_of(process)) == (
+        trace_of(theirs.one("send Bob")), id_of(theirs.one("send Bob"))
+    )  # fmt: skip
+    assert ours.family()[1:] == [("send Carol", "process Bob"), ("process Carol", "send Carol")]
 
 
 @pytest.mark.usefixtures("lenient_guard")

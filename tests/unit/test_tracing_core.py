@@ -8,9 +8,12 @@ import weakref
 from collections import Counter
 from typing import Any
 
+import pytest
+from opentelemetry.context import Context
 from opentelemetry.trace import StatusCode
 
 from amptalk_otel import instrument_agent, instrument_orchestrator
+from amptalk_otel._tracing import _tracer
 from tests.core_runtime import CoreAgent, CoreMessage, CoreOrchestrator
 from tests.core_workload import SINK, Program
 from tests.support import CONFIG, in_loop, provider_and_reader, settle
@@ -128,6 +131,52 @@ async def test_a_message_to_nobody_is_not_held_for_ever() -> None:
         outbox.get_nowait()
         gc.collect()
         assert [message() for message in outbox.seen] == [None]
+
+
+@in_loop
+async def test_a_message_that_the_program_takes_itself_is_not_held() -> None:
+    """From the outbox of an agent that is watched alone, or to an agent that is not watched."""
+    spans, orchestrator, outbox = Spans(), CoreOrchestrator(), Noting()
+    alone, agent, receiver = Chain("a", None, spans), Chain("b", None, spans), Chain("c", None, spans)
+    alone.outbox, agent.outbox = outbox, Noting()
+    for one in (agent, receiver):
+        await orchestrator.register_agent(one)
+    unwatched = {**options(spans), "config": CONFIG.with_changes(agents_exclude=("c",))}
+    with instrument_agent(alone, **options(spans)), instrument_orchestrator(orchestrator, **unwatched):
+        await alone.send_message("b", "note", {})
+        await agent.send_message("c", "note", {})
+        outbox.get_nowait()
+        receiver.inbox.put_nowait(agent.outbox.get_nowait())
+        receiver.inbox.get_nowait()
+        gc.collect()
+        assert [message() for message in (*outbox.seen, *agent.outbox.seen)] == [None, None]
+
+
+class Slim:
+    """A message that can't be referred to weakly."""
+
+    __slots__ = ("bearer",)
+
+
+class Bearer:
+    """Tells whether a message is there."""
+
+
+def test_messages_on_their_way_do_not_push_each_other_out_but_for_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tracer, "_MOST_ON_THE_WAY", 3)
+    tracer, messages = Spans().tracer, [CoreMessage("a", "b", "note", {}) for _ in range(5)]
+    contexts = [Context({"number": number}) for number in range(5)]
+    for message, context in zip(messages, contexts, strict=True):
+        tracer.hand_over(message, context)
+    assert [tracer.handed_over(message) for message in messages] == [None, None, *contexts[2:]]
+    bearers = []
+    for _ in range(5):
+        slim = Slim()
+        slim.bearer = Bearer()  # type: ignore[attr-defined]
+        bearers.append(weakref.ref(slim.bearer))  # type: ignore[attr-defined]
+        tracer.hand_over(slim, contexts[0])
+    assert [bearer() is None for bearer in bearers] == [True, True, False, False, False]
+    assert tracer.handed_over(slim) is contexts[0]
 
 
 @in_loop

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.propagators.textmap import TextMapPropagator
-from opentelemetry.sdk.trace import SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import Sampler
 from opentelemetry.trace import NoOpTracer
 
 from amptalk_otel import instrument_agent, instrument_orchestrator
-from amptalk_otel._tracing import _agent, _attributes, _carrier, _tracer
+from amptalk_otel._tracing import _agent, _carrier, _ending, _tracer
 from amptalk_otel._tracing._carrier import Carrier
 from amptalk_otel._tracing._tracer import MessageTracer
 from amptalk_otel.demo.runtime import Message, MessageType, Orchestrator, StateManager
@@ -137,11 +138,11 @@ def with_processor(_monkeypatch: pytest.MonkeyPatch) -> Spans:
         with_propagator,
         with_provider,
         with_processor,
-        broken_by(_attributes.Description, "of"),
+        broken_by(_tracer, "of_message"),
         broken_by(_tracer.MessageTracer, "start_process"),
         broken_by(_tracer.MessageTracer, "start_inside"),
         broken_by(_tracer.MessageTracer, "description_of_send"),
-        broken_by(_tracer, "_fail"),
+        broken_by(_ending, "_fail"),
         broken_by(_carrier.Carrier, "inject"),
         broken_by(_carrier.Carrier, "extract"),
         broken_by(_agent, "of_process"),
@@ -178,6 +179,65 @@ def test_with_nothing_broken_the_numbers_are_the_same() -> None:
     run()
     assert len(spans.named("process Bob")) == 3
     assert len(spans.named("process Alice")) == 2
+
+
+class Unspeakable:
+    """A priority that nobody can write down."""
+
+    def __str__(self) -> str:
+        raise Broken
+
+
+class Raising(Scripted):
+    """Can't send."""
+
+    async def send_message(self, message: Message) -> bool:
+        raise ConnectionError(message.message_id)
+
+
+class Counting(SpanProcessor):
+    """The names of spans that have begun and not ended."""
+
+    def __init__(self) -> None:
+        self.open: list[str] = []
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        self.open.append(span.name)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        self.open.remove(span.name)
+
+
+@pytest.mark.usefixtures("lenient_guard")
+def test_spans_end_though_what_they_are_to_tell_can_not_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    spans, counting = Spans(), Counting()
+    spans.provider.add_span_processor(counting)
+    monkeypatch.setattr(_ending, "_fail", fail)
+
+    @in_loop
+    async def run() -> None:
+        alice, bob = Scripted(agent_id="a", name="Alice"), Scripted(ValueError(), agent_id="b", name="Bob")
+        alice.state_manager = StateManager()
+        connect(alice, bob)
+        message = note(message_id="1", target_agent_id="b", payload={})
+        message.priority = Unspeakable()  # type: ignore[assignment]
+        with traced(spans, alice, bob):
+            await bob.start()
+            assert await alice.send_message(message) is True
+            await settle()
+            with pytest.raises(TypeError):
+                await alice.state_manager.save_state("a", {"x": object()})
+            await bob.stop()
+        carol = Raising(agent_id="c", name="Carol")
+        with traced(spans, carol), pytest.raises(ConnectionError):
+            await carol.send_message(note(target_agent_id="b"))
+
+    run()
+    assert counting.open == []
+    assert spans.names() == ["send Bob", "process Bob", "save_state", "send b"]
+    told = attributes_of(spans.one("process Bob"))
+    assert (told["messaging.system"], told["messaging.message.body.size"]) == ("amptalk", 2)
+    assert "amptalk.message.wait.duration" in told
 
 
 @in_loop

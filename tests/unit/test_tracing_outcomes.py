@@ -266,7 +266,7 @@ async def test_the_orchestrators_sends_are_told_in_the_same_words() -> None:
         assert not await orchestrator.send_message_to_agent(old)
         assert await orchestrator.send_message_to_group(note(), "quiet")
         assert await orchestrator.broadcast_message(message=note())
-        assert not await orchestrator.send_message_to_group(note(), group="nobody")
+        assert not await orchestrator.send_message_to_group(note(), group_id="nobody")
     told = [(span.name, attributes_of(span).get("error.type")) for span in spans.all()]
     assert told == [
         ("send Ann", None), ("send z", "unknown_target"), ("send Ann", "expired"),

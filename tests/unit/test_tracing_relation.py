@@ -237,6 +237,14 @@ async def test_the_attributes_are_those_of_the_conventions_and_no_payload() -> N
 
 
 @in_loop
+async def test_an_id_that_is_empty_is_not_told() -> None:
+    spans, agent = Spans(), Scripted(name="Bob")
+    with traced(spans, agent):
+        await handle(agent, note(message_id="", metadata=MessageMetadata(conversation_id="")))
+    assert [name for name in attributes_of(spans.one("process Bob")) if name.endswith("id")] == ["gen_ai.agent.id"]
+
+
+@in_loop
 async def test_the_size_of_a_payload_is_not_told_of_another_message_at_its_address() -> None:
     spans, bob = Spans(), Scripted(name="Bob")
     measured, other = note(), note()

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from opentelemetry import baggage
 from opentelemetry.context import Context
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
@@ -27,9 +28,9 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from amptalk_otel._tracing._attributes import Description
+from amptalk_otel._tracing import _tracer
 from amptalk_otel.demo.runtime import Message, MessageType
-from tests.support import Scripted, counts, in_loop, note, settle
+from tests.support import Scripted, counts, handle, in_loop, note, settle
 from tests.tracing import KEY, Spans, attributes_of, connect, traced, use
 
 UNSAMPLED = SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(0))
@@ -37,11 +38,12 @@ REMOTE_UNSAMPLED = SpanContext(0xABC, 0xDEF, is_remote=True, trace_flags=TraceFl
 
 
 class Custom(Sampler):
-    """Decides by what it is told to, and remembers what it was asked."""
+    """Decides by what it is told to, and remembers what it was asked. Keeps the attributes that it sees to itself."""
 
     def __init__(self, decision: Decision) -> None:
         self.decision = decision
         self.asked: list[tuple[str, SpanKind | None]] = []
+        self.seen: list[dict[str, Any]] = []
 
     def should_sample(
         self,
@@ -54,6 +56,9 @@ class Custom(Sampler):
         trace_state: Any = None,
     ) -> SamplingResult:
         self.asked.append((name, kind))
+        self.seen.append(dict(attributes or {}))
+        if attributes is not None:
+            attributes["by the sampler"] = True  # it may, and nobody else is to see it
         return SamplingResult(self.decision)
 
     def get_description(self) -> str:
@@ -98,7 +103,7 @@ def no_attributes(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object) -> None:
         raise AssertionError("attributes were made for a span that nobody sees")
 
-    monkeypatch.setattr(Description, "of", fail)
+    monkeypatch.setattr(_tracer, "of_message", fail)
 
 
 @pytest.mark.parametrize("parent", [UNSAMPLED, REMOTE_UNSAMPLED], ids=["local", "remote"])
@@ -177,6 +182,76 @@ def test_a_sampler_that_looks_at_more_than_the_parent_is_asked(sampler: Sampler,
         ]  # fmt: skip
 
 
+class ForDebugging(ParentBased):
+    """Records what has a mark in its baggage, whatever its parent."""
+
+    def should_sample(self, parent_context: Context | None, *arguments: Any, **more: Any) -> SamplingResult:
+        if baggage.get_baggage("debug", parent_context):
+            return SamplingResult(Decision.RECORD_AND_SAMPLE)
+        return super().should_sample(parent_context, *arguments, **more)
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_a_sampler_that_is_parent_based_in_a_way_of_its_own_is_asked(is_marked: bool) -> None:
+    spans = Spans(ForDebugging(ALWAYS_OFF))
+
+    @in_loop
+    async def run() -> None:
+        agent = Scripted(name="Bob")
+        context = set_span_in_context(NonRecordingSpan(UNSAMPLED), Context())
+        with traced(spans, agent), use(baggage.set_baggage("debug", "1", context) if is_marked else context):
+            await handle(agent, note())
+
+    run()
+    assert spans.names() == (["process Bob"] if is_marked else [])
+
+
+def test_samplers_and_processors_see_what_is_known_of_all_such_spans_from_the_start() -> None:
+    sampler = Custom(Decision.RECORD_AND_SAMPLE)
+    spans = Spans(sampler)
+    seen: list[dict[str, Any]] = []
+
+    class Watcher(SpanProcessor):
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+            seen.append(attributes_of(span))
+
+    spans.provider.add_span_processor(Watcher())
+
+    @in_loop
+    async def run() -> None:
+        await converse(spans)
+
+    run()
+    send, process = (
+        {
+            "messaging.system": "amptalk",
+            "messaging.operation.name": operation,
+            "messaging.operation.type": operation,
+            "messaging.destination.name": "Bob",
+            "message.type": "command",
+            "gen_ai.agent.id": agent_id,
+            "gen_ai.agent.name": agent,
+        }
+        for operation, agent_id, agent in (("send", "a", "Alice"), ("process", "b", "Bob"))
+    )
+    assert sampler.seen[:2] == [send, process]
+    assert seen[:2] == [{}, {}]  # as the sampler has it, which passes nothing on
+    for span, common in ((spans.one("send Bob"), send), (spans.one("process Bob"), process)):
+        assert attributes_of(span).items() > common.items()
+        assert "messaging.message.id" in attributes_of(span)
+        assert "by the sampler" not in attributes_of(span)
+    seen.clear()
+    everything = Spans()
+    everything.provider.add_span_processor(Watcher())
+
+    @in_loop
+    async def run_again() -> None:
+        await converse(everything)
+
+    run_again()
+    assert seen[:2] == [send, process]
+
+
 def test_a_sampler_of_its_own_is_asked_even_if_it_drops_everything() -> None:
     sampler = Custom(Decision.DROP)
     spans = Spans(sampler)
@@ -229,6 +304,7 @@ def test_spans_that_are_recorded_and_not_sampled_are_parents_and_are_not_exporte
         (ParentBased(ALWAYS_ON), "link", False),
         (ParentBased(ALWAYS_ON), "both", True),
         (Custom(Decision.DROP), "parent", False),
+        (ForDebugging(ALWAYS_ON), "parent", False),
     ],
 )
 def test_an_unsampled_parent_decides_alone_only_where_the_sampler_would_have_it_so(

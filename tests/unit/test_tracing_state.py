@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from contextvars import copy_context
 from typing import Any
 
 import pytest
+from opentelemetry.baggage import set_baggage
+from opentelemetry.context import Context, attach, get_current
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode, get_current_span
 
-from amptalk_otel import PerformanceMonitor, _traces, instrument_state_manager
-from amptalk_otel.demo.runtime import Message, StateManager
+from amptalk_otel import PerformanceMonitor, _traces, instrument_orchestrator, instrument_state_manager
+from amptalk_otel.demo.runtime import Message, Orchestrator, StateManager
 from tests.page import no_global_monitor
 from tests.support import CONFIG, Scripted, handle, in_loop, note, provider_and_reader
 from tests.tracing import Spans, attributes_of, events_of, status_of, text_of, traced
@@ -85,7 +88,12 @@ async def test_an_operation_that_is_cancelled_is_no_error() -> None:
         await asyncio.gather(loading, return_exceptions=True)
     span = spans.one("load_state")
     assert (status_of(span), events_of(span)) == ((StatusCode.UNSET, None), [])
-    assert [value for name, value in attributes_of(span).items() if name.endswith(".state")] == ["cancelled"]
+    assert attributes_of(span) == {
+        "state.storage": "memory",
+        "state.operation": "read",
+        "amptalk.operation.state": "cancelled",
+        **OF_BOB,
+    }
 
 
 @in_loop
@@ -168,6 +176,81 @@ def test_an_operation_that_fails_is_told_without_its_message(exporter: InMemoryS
     assert attributes_of(spans["look up"])["error.type"] == "LookupError"
     assert status_of(spans["process Bob"]) == (StatusCode.UNSET, None)
     assert SECRET not in text_of(spans["look up"])
+
+
+@pytest.mark.parametrize("is_added", [True, False])
+def test_where_the_monitor_brings_no_tracer_the_one_that_traces_the_agent_is_used(is_added: bool) -> None:
+    @in_loop
+    async def run() -> None:
+        spans, monitor, orchestrator = Spans(), PerformanceMonitor(enable_prometheus=False), Orchestrator(name="town")
+        provider, _reader = provider_and_reader()
+
+        async def work(_message: Message) -> None:
+            for agent_id in ("b", "z"):
+                with monitor.measure_execution_time(agent_id, f"transcribe at {agent_id}"):
+                    pass
+
+        agent = Scripted(work, agent_id="b", name="Bob")
+        orchestrator.register_agent(agent)
+        options: Any = {"config": CONFIG, "meter_provider": provider, "tracer_provider": spans.provider}
+        with instrument_orchestrator(orchestrator, **options):
+            if is_added:
+                monitor.add_agent(agent)
+            await monitor.start_collecting()
+            await handle(agent, note())
+            await monitor.stop_collecting()
+        with monitor.measure_execution_time("b", "not any more"):
+            pass
+        assert spans.family() == [("process Bob", None), ("transcribe at b", "process Bob")]
+        assert attributes_of(spans.one("transcribe at b")) == {"operation.name": "transcribe at b", **OF_BOB}
+        provider.shutdown()
+
+    with pytest.MonkeyPatch.context() as patch, no_global_monitor():
+        patch.setenv("OTEL_TRACES_EXPORTER", "none")
+        run()
+
+
+@pytest.mark.parametrize("order", ["123", "132", "213", "231", "312", "321"])
+def test_after_operations_that_overlap_nothing_of_them_is_current(order: str) -> None:
+    spans = Spans()
+    with spans.root("task") as task:
+        begun = {}
+        for name in "123":
+            begun[name] = spans.tracer.start_inside(name, {})
+        for name in order:
+            block = begun[name]
+            assert block is not None
+            block.end()
+        assert get_current_span() is task
+    assert spans.family() == [("task", None), ("1", "task"), ("2", "1"), ("3", "2")]
+    assert get_current() == Context()
+
+
+def test_what_a_program_leaves_attached_in_an_operation_is_taken_off_with_it() -> None:
+    spans = Spans()
+    block = spans.tracer.start_inside("operation", {})
+    assert block is not None
+    attach(set_baggage("tenant", "acme"))
+    block.end()
+    assert get_current() == Context()
+
+
+def test_an_operation_that_the_garbage_collector_ends_leaves_the_context_of_others_alone() -> None:
+    spans = Spans()
+
+    def run() -> None:
+        block = spans.tracer.start_inside("operation", {})
+        assert block is not None
+        current = get_current_span()
+
+        def somebody_else() -> None:
+            block.end(GeneratorExit())
+            assert get_current_span() is current
+
+        copy_context().run(somebody_else)
+
+    copy_context().run(run)
+    assert attributes_of(spans.one("operation")) == {"amptalk.operation.state": "cancelled"}
 
 
 def test_before_and_after_collecting_nothing_is_traced(exporter: InMemorySpanExporter) -> None:
