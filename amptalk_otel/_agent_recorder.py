@@ -29,7 +29,8 @@ from operator import attrgetter
 from time import perf_counter
 from typing import Any
 
-from amptalk_otel._labels import MAX_DISTINCT, OTHER, count_in, message_of, message_type_of
+from amptalk_otel._labels import OTHER, count_in, message_of, message_type_of
+from amptalk_otel._names import Names
 from amptalk_otel._payload import payload_size
 from amptalk_otel._peaks import LONG_AGO, NO_PEAKS, SLOT_S, Peaks, highest, moved_on
 from amptalk_otel._type_recorder import NEVER, TAKEN, UNREGISTERED, TypeRecorder, in_flight_of, queued_of
@@ -73,8 +74,12 @@ class AgentRecorder(WorkRecorder):
         type_is_enum: bool = True,
         payload_of: Callable[[Any], Any] = attrgetter("payload"),
         clock: Callable[[], float] = perf_counter,
+        names: Names | None = None,
     ) -> None:
+        """`names`: those of its series, if others may be in it."""
         super().__init__(clock)
+        if names is not None:
+            self.names = names
         self.agent_id = agent_id
         self.agent_name = agent_name
         self.orchestrator_name = orchestrator_name
@@ -270,14 +275,14 @@ class AgentRecorder(WorkRecorder):
         return record
 
     def _named(self, message_type: str) -> TypeRecorder:
-        """The counts of a type, or of `_OTHER` once there are MAX_DISTINCT."""
+        """The counts of a type, or of `_OTHER` where there is no place for it."""
         record = self._by_name.get(message_type)
-        if record is None and len(self.records) >= MAX_DISTINCT:
-            message_type = OTHER
-            record = self._by_name.get(OTHER)
+        if record is None:
+            message_type = self.names.message_type(message_type)
+            record = self._by_name.get(message_type)
         if record is None:
             first = 1 if self._size_sample_every else NEVER
-            record = self._by_name[message_type] = TypeRecorder(message_type, next_size_at=first)
+            record = self._by_name[message_type] = TypeRecorder(message_type, next_size_at=first, names=self.names)
             self.records.append(record)
         return record
 

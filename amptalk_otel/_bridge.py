@@ -10,15 +10,15 @@ removed (https://opentelemetry.io/docs/specs/otel/metrics/api/), but they stop r
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
-from opentelemetry.context import Context
-from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
-from opentelemetry.trace import INVALID_SPAN, set_span_in_context
+from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 from amptalk_otel import _guard
 from amptalk_otel._agent_recorder import AgentRecorder
@@ -26,20 +26,18 @@ from amptalk_otel._agents_to_read import Identity
 from amptalk_otel._catalogue import (
     BY_NAME,
     CATALOGUE,
-    MESSAGE_SIZE,
     OPERATION_DURATION,
-    PROCESS_DURATION,
-    STATE_OPERATION_DURATION,
-    WAIT_DURATION,
     Kind,
     Metric,
+    Owner,
     Snapshot,
     agent_attributes,
     operation_attributes,
     samples,
-    state_operation_attributes,
 )
+from amptalk_otel._forks import lock_of
 from amptalk_otel._recorder import OperationKey, OperationRecorder, Reported
+from amptalk_otel._sdk_histograms import Heir, HistogramObserver, identities_of, identity_of
 from amptalk_otel._sdk_series import move_series
 from amptalk_otel._sources import Bridge, Source, Sources
 from amptalk_otel._system import System
@@ -47,9 +45,6 @@ from amptalk_otel._version import SCOPE_NAME, __version__
 
 _SNAPSHOT_LASTS_S = 10.0
 _MOVES_AT_ONCE = 500
-_NO_TRACE = set_span_in_context(INVALID_SPAN, Context())
-"""Not the current one: an agent's loop keeps the span that it was started in, which would be in every exemplar.
-Not an empty one either, which the SDK takes for none."""
 
 
 class InstrumentsBridge:
@@ -57,13 +52,13 @@ class InstrumentsBridge:
 
     def __init__(self, provider: MeterProvider) -> None:
         self._sources = Sources()
-        self._lock = threading.Lock()
+        self._lock = lock_of(self, threading.Lock)
         self._collection = threading.local()
         self._system: System | None = None
         self._instruments: dict[str, Any] = {}
         self._observers: dict[int, HistogramObserver] = {}  # by id of the owner
         self._kept: set[tuple[Any, ...]] = set()  # series of those that left
-        self._moves: dict[tuple[Any, ...], dict[str, str]] = {}  # of series of agents: to which attributes
+        self._moves: dict[tuple[Any, ...], Heir] = {}  # of series of agents: in which they go on
         meter = provider.get_meter(SCOPE_NAME, __version__)
         for metric in CATALOGUE:
             self._instruments[metric.name] = _create(meter, metric, self._callback(metric))
@@ -75,9 +70,18 @@ class InstrumentsBridge:
                 self._system = System()
         self._sources.add(source)
 
-    def remove(self, source: Source) -> None:
-        """Stop reporting `source`."""
-        self._sources.remove(source)
+    def remove(self, source: Source, owners: Iterable[Reported] = ()) -> None:
+        """Stop reporting `source` and its `owners`.
+
+        The series of those that nobody reports any more go, as far as the provider can.
+        """
+        with self._lock:
+            gone = self._sources.remove(source, owners)
+            for owner in gone:
+                self._silence(owner)
+        if gone:
+            self._make_moves()
+            self._forget(gone)
 
     def series_for(self, identity: Identity, most: int) -> Identity:
         """The series for another agent, of which at most so many have a name."""
@@ -87,29 +91,28 @@ class InstrumentsBridge:
         """Whether a series goes on when one of its agents leaves."""
         return self._sources.ledger.is_shared(identity)
 
+    def has_others(self, source: Source) -> bool:
+        """Whether anything is reported besides `source`."""
+        return self._sources.has_others(source)
+
     def report(self, owner: Reported) -> None:
         """Let an owner's durations and sizes into this bridge's histograms, once however many ask."""
-        if any(identity in self._moves for identity in _identities(owner)):
+        if any(identity in self._moves for identity in identities_of(owner)):
             self._make_moves()
         with self._lock:
             if self._sources.ledger.report(owner):
                 self._observers[id(owner)] = observer = HistogramObserver(self._instruments, owner)
                 owner.observers = (*owner.observers, observer)
 
-    def withdraw(self, owners: Iterable[Reported]) -> None:
-        """Take `report` back. The series of owners that nobody reports any more go, as far as the provider can."""
-        leaving = [owner for owner in owners if self._withdraw_one(owner)]
-        if not leaving:
-            return
-        self._make_moves()
-        self._sources.ledger.forget()
-        identities = {identity for owner in leaving for identity in _identities(owner)}
-        identities -= {identity for owner in self._sources.ledger.owners() for identity in _identities(owner)}
-        identities -= {_identity(agent_attributes(*series)) for series in self._sources.ledger.kept_series()}
-        if not self._sources:
-            identities |= self._kept
-            self._kept = set()
-        self._move(lambda attributes: {} if _identity(attributes) in identities else None)
+    def _forget(self, gone: Iterable[Reported]) -> None:
+        ledger = self._sources.ledger
+        ended = {identity_of(agent_attributes(*series)) for series in ledger.forget(gone)}
+        identities = {identity for owner in gone for identity in identities_of(owner)}
+        identities -= {identity for owner in ledger.owners() for identity in identities_of(owner)}
+        identities -= {identity_of(agent_attributes(*series)) for series in ledger.kept_series()}
+        identities |= ended if self._sources else ended | self._kept
+        self._kept -= identities
+        self._move(lambda attributes: {} if identity_of(attributes) in identities else None)
 
     def retire(self, agents: Iterable[AgentRecorder]) -> list[Identity]:
         """Take `report` back, and go on telling what agents counted. Returns the series that ended."""
@@ -126,10 +129,9 @@ class InstrumentsBridge:
 
     def _move_later(self, former: Identity, into: Identity) -> None:
         """Before the next collection, or when there are many: each time takes longer where there are more series."""
-        latter = agent_attributes(*into)
-        self._kept.add(_identity(latter))
+        self._kept.add(identity_of(agent_attributes(*into)))
         with self._lock:
-            self._moves[_identity(agent_attributes(*former))] = latter
+            self._moves[identity_of(agent_attributes(*former))] = Heir(into)
         if len(self._moves) >= _MOVES_AT_ONCE:
             self._make_moves()
 
@@ -140,8 +142,8 @@ class InstrumentsBridge:
             return
 
         def moved(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
-            latter = moves.get(_identity(attributes))
-            return {**attributes, **latter} if latter is not None else None
+            heir = moves.get(identity_of(attributes))
+            return heir.attributes(attributes) if heir is not None else None
 
         self._move(moved)
 
@@ -149,34 +151,30 @@ class InstrumentsBridge:
         """The series of operations of agents that left are others from now on."""
         measured = {
             key
-            for owner in self._sources.ledger.owners()
+            for owner in self._sources.ledger.others()
             if isinstance(owner, OperationRecorder)
             for key in owner.durations.copy()
         }
         moves = {
-            _identity(operation_attributes(former)): operation_attributes(latter)
+            identity_of(operation_attributes(former)): operation_attributes(latter)
             for former, latter in operations.items()
             if former not in measured
         }
-        self._kept.update(map(_identity, moves.values()))
+        self._kept.update(map(identity_of, moves.values()))
         if moves:
-            move_series(self._instruments[OPERATION_DURATION], lambda attributes: moves.get(_identity(attributes)))
+            move_series(self._instruments[OPERATION_DURATION], lambda attributes: moves.get(identity_of(attributes)))
 
     def _move(self, to: Callable[[Mapping[str, Any]], dict[str, Any] | None]) -> None:
-        def forgotten(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
-            return None if to(attributes) is None else {}
+        def moved(row: Metric, attributes: Mapping[str, Any]) -> dict[str, Any] | None:
+            if row.owner is Owner.AGENT and "agent.id" not in attributes:
+                return None  # a view leaves out the ids: all agents are one series, which goes on
+            latter = to(attributes)
+            # What is no histogram is read anew at each collection.
+            return latter if latter is None or row.kind is Kind.HISTOGRAM else {}
 
         for name, instrument in self._instruments.items():
-            if name.startswith(("amptalk.agent.", "amptalk.state.", "amptalk.operation.")):
-                is_told = BY_NAME[name].kind is Kind.HISTOGRAM  # the others are read anew at each collection
-                move_series(instrument, to if is_told else forgotten)
-
-    def _withdraw_one(self, owner: Reported) -> bool:
-        with self._lock:
-            is_last = self._sources.ledger.withdraw(owner)
-            if is_last:
-                self._silence(owner)
-            return is_last
+            if BY_NAME[name].owner is not Owner.PROCESS:
+                move_series(instrument, partial(moved, BY_NAME[name]))
 
     def _silence(self, owner: Reported) -> None:
         observer = self._observers.pop(id(owner), None)
@@ -228,59 +226,6 @@ class InstrumentsBridge:
         return snapshot
 
 
-class HistogramObserver:
-    """Hands one owner's values to SDK histograms, with attribute sets built once per message type."""
-
-    def __init__(self, instruments: Mapping[str, Any], owner: Reported) -> None:
-        self._wait: Histogram = instruments[WAIT_DURATION]
-        self._process: Histogram = instruments[PROCESS_DURATION]
-        self._size: Histogram = instruments[MESSAGE_SIZE]
-        self._state: Histogram = instruments[STATE_OPERATION_DURATION]
-        self._operation: Histogram = instruments[OPERATION_DURATION]
-        self._owner_attributes = _owner_attributes(owner)
-        self._attributes: dict[str, dict[str, str]] = {}
-
-    def waited(self, message_type: str, seconds: float, context: Context | None) -> None:
-        self._wait.record(seconds, self._of_type(message_type), context or _NO_TRACE)
-
-    def worked(self, message_type: str, seconds: float, context: Context | None) -> None:
-        self._process.record(seconds, self._of_type(message_type), context or _NO_TRACE)
-
-    def sized(self, message_type: str, size_bytes: int) -> None:
-        self._size.record(size_bytes, self._of_type(message_type), _NO_TRACE)
-
-    def operated(self, storage: str, operation: str, error_type: str | None, seconds: float) -> None:
-        attributes = state_operation_attributes(storage, operation, error_type)
-        self._state.record(seconds, {**self._owner_attributes, **attributes})
-
-    def measured(self, key: OperationKey, seconds: float) -> None:
-        self._operation.record(seconds, operation_attributes(key))
-
-    def _of_type(self, message_type: str) -> dict[str, str]:
-        try:
-            return self._attributes[message_type]
-        except KeyError:
-            attributes = self._attributes[message_type] = {**self._owner_attributes, "message.type": message_type}
-            return attributes
-
-
-def _owner_attributes(owner: Reported) -> dict[str, str]:
-    if isinstance(owner, AgentRecorder):
-        return agent_attributes(owner.agent_id, owner.agent_name, owner.orchestrator_name)
-    return {}
-
-
-def _identity(attributes: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(attributes.get(key) for key in ("agent.id", "agent.name", "orchestrator.name", "operation.name"))
-
-
-def _identities(owner: Reported) -> list[tuple[Any, ...]]:
-    """What tells an owner's series from others'."""
-    if isinstance(owner, OperationRecorder):
-        return [_identity(operation_attributes(key)) for key in owner.durations.copy()]
-    return [_identity(_owner_attributes(owner))]
-
-
 def _create(meter: Meter, metric: Metric, callback: Callable[[CallbackOptions], Iterable[Observation]]) -> Any:
     name, unit, description = metric.name, metric.unit, metric.description
     if metric.kind is Kind.HISTOGRAM:
@@ -293,7 +238,7 @@ def _create(meter: Meter, metric: Metric, callback: Callable[[CallbackOptions], 
 
 
 _bridges: weakref.WeakKeyDictionary[MeterProvider, Bridge] = weakref.WeakKeyDictionary()
-_bridges_lock = threading.Lock()
+_bridges_lock = lock_of(sys.modules[__name__], threading.Lock, "_bridges_lock")
 
 
 def bridge_for(provider: MeterProvider) -> Bridge:

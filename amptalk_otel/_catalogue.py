@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any
 
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, Distribution
+from amptalk_otel._labels import RETIRED
 from amptalk_otel._reading import AgentReading, OperationReading, OrchestratorReading, StateReading, TypeReading
 from amptalk_otel._recorder import OperationKey
 from amptalk_otel._system import System
@@ -125,7 +126,10 @@ _NO_ATTRIBUTES: Attributes = {}
 
 
 class One:
-    """Reads a single value without attributes; none where `value_of` gives None."""
+    """Reads a single value without attributes; none where `value_of` gives None.
+
+    What agents are and not what they counted is not told of `_RETIRED`, which are none: they would seem to be stopped.
+    """
 
     def __init__(self, value_of: Callable[[Any], int | float | None]) -> None:
         self.value_of: Callable[[Any], int | float | None] = value_of
@@ -164,7 +168,7 @@ class ByTypeAnd:
 
 
 class ByState:
-    """Reads seconds per state of the agent. One out of the ordinary that it never was in has no point."""
+    """Reads seconds per state of the agent: all of them, from the first reading on."""
 
     attribute = "state"
 
@@ -267,12 +271,12 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric(
         "amptalk.agent.running", Kind.UP_DOWN_COUNTER, "{agent}",
         "1 while the agent is running, 0 while it is stopped.",
-        Owner.AGENT, One(lambda agent: int(agent.running)),
+        Owner.AGENT, One(lambda agent: int(agent.running) if agent.agent_id != RETIRED else None),
     ),
     Metric(
         "amptalk.agent.uptime", Kind.GAUGE, "s",
         "Time since the agent was started; 0 while it is stopped.",
-        Owner.AGENT, One(lambda agent: agent.uptime_s),
+        Owner.AGENT, One(lambda agent: agent.uptime_s if agent.agent_id != RETIRED else None),
     ),
     Metric(
         "amptalk.agent.time", Kind.COUNTER, "s",
@@ -282,17 +286,17 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric(
         "amptalk.agent.queue.size", Kind.UP_DOWN_COUNTER, "{message}",
         "Messages waiting in the agent's inbox.",
-        Owner.AGENT, One(lambda agent: agent.queue_size),
+        Owner.AGENT, One(lambda agent: agent.queue_size if agent.agent_id != RETIRED else None),
     ),
     Metric(
         "amptalk.agent.queue.peak", Kind.GAUGE, "{message}",
         "Highest number of messages waiting in the agent's inbox in the last minute (60 to 65 s).",
-        Owner.AGENT, One(lambda agent: agent.queue_peak),
+        Owner.AGENT, One(lambda agent: agent.queue_peak if agent.agent_id != RETIRED else None),
     ),
     Metric(
         "amptalk.agent.queue.oldest_age", Kind.GAUGE, "s",
         "How long the oldest message in the inbox has been waiting; 0 for an empty inbox.",
-        Owner.AGENT, One(lambda agent: agent.oldest_age_s or 0.0),
+        Owner.AGENT, One(lambda agent: agent.oldest_age_s or 0.0 if agent.agent_id != RETIRED else None),
     ),
     Metric(
         "amptalk.agent.messages.in_flight", Kind.UP_DOWN_COUNTER, "{message}",

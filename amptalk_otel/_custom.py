@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from typing import Any
 from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation
 
 from amptalk_otel._catalogue import CATALOGUE, Kind
+from amptalk_otel._forks import lock_of
 from amptalk_otel._guard import complain
 from amptalk_otel._labels import valid
 from amptalk_otel._per_agent import PerAgent, Series, attributes_of
@@ -170,7 +172,7 @@ class _Page:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = lock_of(self, threading.Lock)
         self._instruments: dict[tuple[str, ...], _Instrument] = {}
 
     def shapes(self) -> list[tuple[str, ...]]:
@@ -205,7 +207,7 @@ class _Page:
 
 
 _pages: weakref.WeakKeyDictionary[MeterProvider, _Page] = weakref.WeakKeyDictionary()
-_pages_lock = threading.Lock()
+_pages_lock = lock_of(sys.modules[__name__], threading.Lock, "_pages_lock")
 
 
 def _page_of(provider: MeterProvider) -> _Page:

@@ -62,21 +62,19 @@ def error_type_of(error: BaseException) -> str:
     return clean(type(error).__qualname__)
 
 
-def count(counts: dict[str, int], value: str, number: int = 1) -> None:
-    """Add to `counts[value]`, or to `_OTHER` once there are MAX_DISTINCT values."""
-    if value not in counts and len(counts) >= MAX_DISTINCT:
-        value = OTHER
-    counts[value] = counts.get(value, 0) + number
-
-
 NO_COUNTS: dict[str, int] = {}
 """In place of a dictionary of counts that has none yet: most never get any. Not to be written to."""
 
 
 def count_in(holder: Any, name: str, value: str, number: int = 1) -> None:
-    """Add to the dictionary of counts `holder.name`, which is made at its first count; see `count`."""
+    """Add to the dictionary of counts `holder.name`, which is made at its first count.
+
+    A value that is not there yet, and for which `holder` has no place, is `_OTHER`.
+    """
     counts = getattr(holder, name)
     if counts is NO_COUNTS:
         counts = {}
         setattr(holder, name, counts)
-    count(counts, value, number)
+    if value not in counts and not holder.has_place(name, value):
+        value = OTHER
+    counts[value] = counts.get(value, 0) + number

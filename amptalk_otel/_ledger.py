@@ -15,9 +15,18 @@ from typing import NamedTuple
 
 from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._agents_to_read import Identity
+from amptalk_otel._forks import lock_of
 from amptalk_otel._labels import OTHER, RETIRED
+from amptalk_otel._names import names_of
 from amptalk_otel._reading import AgentReading, read_state, read_types
-from amptalk_otel._recorder import Reported
+from amptalk_otel._recorder import OrchestratorRecorder, Reported
+
+
+class Life(int):
+    """The number of a series, from its beginning to its end."""
+
+    has_retired = False
+    """Whether it has ended, and what it counted went to `_RETIRED`."""
 
 
 class Settled(NamedTuple):
@@ -27,20 +36,21 @@ class Settled(NamedTuple):
     """Ids of those that are reported."""
     kept: Sequence[KeptReader]
     """What those counted that left, up to this moment."""
-    lives: Mapping[Identity, int]
-    """A number for each series, another one when it begins from zero."""
+    lives: Mapping[Identity, Life]
+    """That of each series, another one when it begins from zero."""
 
 
 class Ledger:
     """Of one bridge. May be written from any thread; nothing takes longer where there are more agents."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = lock_of(self, threading.Lock)
         self._askers: dict[int, tuple[Reported, int]] = {}  # by id of the owner: and how many report it
+        self._others: dict[int, Reported] = {}  # those of them that are no agents
         self._members: dict[Identity, int] = {}  # agents that are reported, by series
         self._named = 0  # series of agents that have a name
         self._kept: dict[Identity, Kept] = {}
-        self._lives: dict[Identity, int] = {}
+        self._lives: dict[Identity, Life] = {}
         self._begun = 0  # series, so far
 
     def series_for(self, identity: Identity, most: int) -> Identity:
@@ -66,6 +76,8 @@ class Ledger:
             self._askers[id(owner)] = owner, askers + 1
             if askers == 0 and isinstance(owner, AgentRecorder):
                 self._count(owner.identity, 1)
+            elif askers == 0:
+                self._others[id(owner)] = owner
             return askers == 0
 
     def withdraw(self, owner: Reported) -> bool:
@@ -82,12 +94,15 @@ class Ledger:
         Returns the series in which that is; None as long as others report the agent.
         """
         with self._lock:
+            identity = recorder.identity
+            life = self._lives.get(identity)
             if not self._withdraw(recorder):
                 return None
-            identity = recorder.identity
             if self._goes_on(identity):
                 self._keep_in(identity, recorder)
                 return identity
+            if life is not None:
+                life.has_retired = True
             retired = RETIRED, RETIRED, identity[2]
             self._keep_in(retired, recorder)
             former = self._kept.pop(identity, None)
@@ -100,15 +115,22 @@ class Ledger:
         told = [(recorder.identity, self.retire_one(recorder)) for recorder in recorders]
         return [identity for identity, into in told if into not in (None, identity)]
 
-    def forget(self) -> None:
-        """Keep nothing if nothing is reported any more, and nothing of series of which no agent is."""
+    def forget(self, gone: Iterable[Reported]) -> list[Identity]:
+        """Keep nothing of series of which no agent is, now that these are not reported any more.
+
+        `_OTHER` and `_RETIRED` of an orchestrator stay for as long as anything of it is reported; without one, for as
+        long as anything is. Returns the series that ended.
+        """
         with self._lock:
-            named = {identity for identity in self._kept if identity[0] not in (OTHER, RETIRED)}
-            gone = named - self._members.keys() if self._askers else self._kept.keys()
-            for identity in list(gone):
+            left = _orchestrators(gone) - _orchestrators(self._others.values()) - {None}
+            left -= {identity[2] for identity in self._members}
+            ended = [identity for identity in self._kept if self._ends(identity, left)]
+            for identity in ended:
                 del self._kept[identity]
+                self._lives.pop(identity, None)
             if not self._askers:
                 self._lives.clear()
+            return ended
 
     def settled(self) -> Settled:
         """Who is where now."""
@@ -126,7 +148,17 @@ class Ledger:
         with self._lock:
             return iter([owner for owner, _askers in self._askers.values()])
 
+    def others(self) -> list[Reported]:
+        """Whoever is reported and is no agent."""
+        with self._lock:
+            return list(self._others.values())
+
     # -- under the lock ------------------------------------------------------------------------------
+
+    def _ends(self, identity: Identity, left: set[str | None]) -> bool:
+        if identity[0] in (OTHER, RETIRED):
+            return identity[2] in left or not self._askers
+        return identity not in self._members
 
     def _withdraw(self, owner: Reported) -> bool:
         _owner, askers = self._askers.pop(id(owner), (owner, 0))
@@ -134,6 +166,8 @@ class Ledger:
             self._askers[id(owner)] = owner, askers - 1
         if askers == 1 and isinstance(owner, AgentRecorder):
             self._count(owner.identity, -1)
+        elif askers == 1:
+            del self._others[id(owner)]
         return askers == 1
 
     def _count(self, identity: Identity, change: int) -> None:
@@ -160,7 +194,7 @@ class Ledger:
     def _begin(self, identity: Identity) -> None:
         if identity not in self._lives:
             self._begun += 1
-            self._lives[identity] = self._begun
+            self._lives[identity] = Life(self._begun)
 
 
 class Kept:
@@ -211,4 +245,13 @@ class KeptReader:
 
 
 def _new_recorder(identity: Identity) -> AgentRecorder:
-    return AgentRecorder(identity[0], identity[1], orchestrator_name=identity[2])
+    return AgentRecorder(identity[0], identity[1], orchestrator_name=identity[2], names=names_of(identity))
+
+
+def _orchestrators(owners: Iterable[Reported]) -> set[str | None]:
+    """The names of those that these are, or are agents of."""
+    return {
+        owner.name if isinstance(owner, OrchestratorRecorder) else owner.orchestrator_name
+        for owner in owners
+        if isinstance(owner, (OrchestratorRecorder, AgentRecorder))
+    }

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from amptalk_otel._exact_sum import exact_sum
+from amptalk_otel._forks import lock_of
 from amptalk_otel._labels import OTHER, RETIRED
 
 Series = tuple[str, str]
@@ -41,7 +42,7 @@ class PerAgent:
         """`kind`: `gauge`, `counter` or `up_down_counter`."""
         self._is_gauge = kind == "gauge"
         self._is_counter = kind == "counter"
-        self._lock = threading.Lock()
+        self._lock = lock_of(self, threading.Lock)
         self._members: dict[int, _Member] = {}  # by id of the agent
         self._in_series: Counter[Series] = Counter()
         self._kept: dict[Series, Number] = {}

@@ -22,9 +22,10 @@ from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._agents_to_read import Identity
 from amptalk_otel._buckets import Distribution
 from amptalk_otel._catalogue import CATALOGUE, Attributes, Kind, Metric, Owner, Snapshot, owners
+from amptalk_otel._forks import lock_of
+from amptalk_otel._ledger import Life
 from amptalk_otel._pace import Pace
-from amptalk_otel._reading import read_operations
-from amptalk_otel._recorder import OperationKey, OperationRecorder, Reported
+from amptalk_otel._recorder import OperationKey, Reported
 from amptalk_otel._sources import Breathe, Source, Sources
 from amptalk_otel._system import System
 from amptalk_otel._version import SCOPE_NAME, __version__
@@ -48,16 +49,14 @@ class ProducerBridge:
     def __init__(self) -> None:
         self.sources: Sources = Sources()
         self.system: System = System()
-        self._measuring: tuple[OperationRecorder, ...] = ()
-        self._lock = threading.Lock()
 
     def add(self, source: Source) -> None:
         """Report what `source` reads, from the next collection on."""
         self.sources.add(source)
 
-    def remove(self, source: Source) -> None:
-        """Stop reporting `source`."""
-        self.sources.remove(source)
+    def remove(self, source: Source, owners: Iterable[Reported] = ()) -> None:
+        """Stop reporting `source` and its `owners`. What is not read any more is gone, but where others are in it."""
+        self.sources.ledger.forget(self.sources.remove(source, owners))
 
     def series_for(self, identity: Identity, most: int) -> Identity:
         """The series for another agent, of which at most so many have a name."""
@@ -67,32 +66,21 @@ class ProducerBridge:
         """Whether a series goes on when one of its agents leaves."""
         return self.sources.ledger.is_shared(identity)
 
-    def report(self, owner: Reported) -> None:
-        """Remember who measures operations. The rest needs nothing: recorders are read when somebody collects."""
-        self.sources.ledger.report(owner)
-        if isinstance(owner, OperationRecorder):
-            with self._lock:
-                self._measuring = (*self._measuring, owner)
+    def has_others(self, source: Source) -> bool:
+        """Whether anything is reported besides `source`."""
+        return self.sources.has_others(source)
 
-    def withdraw(self, owners: Iterable[Reported]) -> None:
-        """Take `report` back. What is not read any more is gone, but for operations that others measure as well."""
-        owners = list(owners)
-        for owner in owners:
-            self.sources.ledger.withdraw(owner)
-        self.sources.ledger.forget()
-        leaving = [owner for owner in owners if isinstance(owner, OperationRecorder)]
-        if leaving:
-            with self._lock:
-                self._measuring = tuple(owner for owner in self._measuring if owner not in leaving)
-                still_measured = {key for owner in self._measuring for key in owner.durations.copy()}
-                self.sources.keep([reading for owner in leaving for reading in read_operations(owner)], still_measured)
+    def report(self, owner: Reported) -> None:
+        """`owner` counts for this bridge. No more than that: recorders are read when somebody collects."""
+        self.sources.ledger.report(owner)
 
     def retire(self, agents: Iterable[AgentRecorder]) -> list[Identity]:
         """Take `report` back, and go on telling what agents counted. Returns the series that ended."""
         return self.sources.ledger.retire(agents)
 
     def move(self, operations: Mapping[OperationKey, OperationKey]) -> None:
-        """Nothing: recorders are read when somebody collects."""
+        """Recorders are read when somebody collects. What is kept of those that left goes along."""
+        self.sources.move(operations)
 
 
 class _Series:
@@ -116,6 +104,11 @@ class _OwnerSeries:
         self.recorder_id = recorder_id
         self.series: dict[tuple[str, ...], _Series] = {}  # by name of the metric and values of its own attributes
 
+    @property
+    def has_retired(self) -> bool:
+        """Whether this is an agent, of which the ledger says so."""
+        return isinstance(self.recorder_id, Life) and self.recorder_id.has_retired
+
 
 _Sample = tuple[_Series, Any]
 _Owners = Sequence[tuple[_OwnerSeries, Any]]  # with what is read of them
@@ -131,9 +124,11 @@ class CatalogueProducer:
     def __init__(self, bridge: ProducerBridge, *, clock: Callable[[], int] = time.time_ns) -> None:
         self._bridge = bridge
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = lock_of(self, threading.Lock)
         self._passed_at = clock()
         self._known: dict[tuple[Any, ...], _OwnerSeries] = {}
+        self.retired: list[Attributes] = []
+        """Whose series were in the pass before and have ended: what they counted is `_RETIRED`'s now."""
         self._scope = InstrumentationScope(SCOPE_NAME, __version__)
 
     def produce(self, timeout_millis: float = 10_000) -> list[export.ScopeMetrics]:  # noqa: ARG002 - it never waits
@@ -148,6 +143,8 @@ class CatalogueProducer:
     def _metrics(self, snapshot: Snapshot, now: int, breathe: Breathe) -> list[export.Metric]:
         former, self._known = self._known, {}
         by_owner = {owner: self._owners(owner, snapshot, former) for owner in Owner}
+        ended = [(key[0], one) for key, one in former.items() if self._known.get(key) is not one]
+        self.retired = [one.attributes for owner, one in ended if owner is Owner.OPERATION or one.has_retired]
         metrics = []
         for row in CATALOGUE:
             try:

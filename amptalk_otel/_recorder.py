@@ -8,7 +8,9 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from amptalk_otel._buckets import DURATION_BOUNDS_S, BucketCounts
-from amptalk_otel._labels import MAX_DISTINCT, OTHER, RETIRED, count, error_type_of, message_type_of
+from amptalk_otel._forks import lock_of
+from amptalk_otel._labels import MAX_DISTINCT, OTHER, RETIRED, error_type_of, message_type_of
+from amptalk_otel._names import Names, names_of
 
 
 class Observer(Protocol):
@@ -40,10 +42,12 @@ class Reported:
 class StateOwner(Reported):
     """Whatever has state managers: an agent, or nobody in particular."""
 
-    __slots__ = ("states",)
+    __slots__ = ("names", "states")
 
-    def __init__(self) -> None:
+    def __init__(self, names: Names | None = None) -> None:
+        """`names`: those of its series, if others may be in it."""
         super().__init__()
+        self.names: Names = names if names is not None else Names()
         self.states: list[StateRecorder] = []
 
     def state_recorder(self, storage: str) -> StateRecorder:
@@ -56,11 +60,13 @@ class StateOwner(Reported):
         return recorder
 
 
-class OrchestratorRecorder:
+class OrchestratorRecorder(Reported):
     """The counts of one orchestrator."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.name = name
+        self.names: Names = names_of(("orchestrator", name))
         self.routed: dict[str, int] = {}  # by message.type
         self.undeliverable: dict[tuple[str, str], int] = {}  # by (message.type, reason)
 
@@ -70,12 +76,15 @@ class OrchestratorRecorder:
             # As `message_type_of` does for a type whose value is its label, once there is such a label.
             self.routed[message.message_type._value_] += 1
         except (AttributeError, KeyError, TypeError):
-            count(self.routed, message_type_of(message))
+            message_type = message_type_of(message)
+            if message_type not in self.routed and not self.names.has_place("routed", message_type):
+                message_type = OTHER
+            self.routed[message_type] = self.routed.get(message_type, 0) + 1
 
     def undeliverable_one(self, message: Any, reason: str) -> None:
         """A message that the orchestrator was to send reached no inbox."""
         key = (message_type_of(message), reason)
-        if key not in self.undeliverable and len(self.undeliverable) >= MAX_DISTINCT:
+        if key not in self.undeliverable and not self.names.has_place("undeliverable", key):
             key = (OTHER, reason)
         self.undeliverable[key] = self.undeliverable.get(key, 0) + 1
 
@@ -102,10 +111,9 @@ class StateRecorder:
 
     def _key(self, operation: str, error_type: str | None) -> tuple[str, str | None]:
         key = (operation, error_type)
-        if error_type is not None and key not in self.durations and len(self.durations) >= MAX_DISTINCT:
-            key = (operation, OTHER)
         if key not in self.durations:
-            self.durations[key] = BucketCounts(DURATION_BOUNDS_S)
+            key = self.owner.names.state_operation(self.storage, operation, error_type)
+            self.durations.setdefault(key, BucketCounts(DURATION_BOUNDS_S))
         return key
 
 
@@ -123,7 +131,7 @@ class OperationRecorder(Reported):
         self.clock = clock
         self._max_agents = max_agents
         self._of_agent: dict[str, list[OperationKey]] = {}
-        self._lock = threading.Lock()
+        self._lock = lock_of(self, threading.Lock)
 
     def measured(self, agent_id: str, agent_name: str | None, operation: str, seconds: float) -> None:
         """One operation took `seconds`. After 50 operations of an agent the rest is `_OTHER`."""

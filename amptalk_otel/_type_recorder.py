@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, BucketCounts
 from amptalk_otel._labels import NO_COUNTS, count_in
+from amptalk_otel._names import Names
 
 CANCELLED = "cancelled"
 UNREGISTERED = "unregistered"
@@ -21,6 +22,7 @@ class TypeRecorder:
         "failed",
         "lost",
         "message_type",
+        "names",
         "next_size_at",
         "process",
         "received",
@@ -32,8 +34,9 @@ class TypeRecorder:
         "wait",
     )
 
-    def __init__(self, message_type: str, *, next_size_at: int = NEVER) -> None:
+    def __init__(self, message_type: str, *, next_size_at: int = NEVER, names: Names | None = None) -> None:
         self.message_type = message_type
+        self.names: Names = names if names is not None else Names()
         self.next_size_at = next_size_at  # the value of `received` at which a payload is measured
         self.received = 0
         self.unwaited = 0  # left the inbox without a known wait
@@ -46,6 +49,10 @@ class TypeRecorder:
         self.wait = BucketCounts(DURATION_BOUNDS_S)
         self.process = BucketCounts(DURATION_BOUNDS_S)
         self.size = BucketCounts(SIZE_BOUNDS_BYTES)
+
+    def has_place(self, name: str, value: str) -> bool:
+        """Whether `value` is told apart in the counts of this name. Of the reasons of drops there are three."""
+        return name == "dropped" or self.names.has_place((name, self.message_type), value)
 
     def absorb(self, other: TypeRecorder) -> None:
         """Add what another one counted."""

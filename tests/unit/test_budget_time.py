@@ -51,6 +51,10 @@ def by_state(found: Numbers) -> dict[str, float]:
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    return clock_of_recorders(monkeypatch)
+
+
+def clock_of_recorders(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """`clock.time` is what new recorders read; the test puts that of its loop there."""
     told = SimpleNamespace(time=lambda: 0.0)
 

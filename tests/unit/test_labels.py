@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from amptalk_otel._labels import MAX_DISTINCT, MAX_LENGTH, OTHER, clean, count, error_type_of, message_of
+from amptalk_otel._labels import MAX_DISTINCT, MAX_LENGTH, OTHER, clean, count_in, error_type_of, message_of
+from amptalk_otel._type_recorder import TypeRecorder
 from amptalk_otel.demo.runtime import MessageType
 from tests.support import note
 
@@ -33,15 +34,15 @@ def test_any_value_becomes_text_that_can_be_encoded(value: object, expected: str
 
 
 def test_the_fifty_first_value_is_other() -> None:
-    counts: dict[str, int] = {}
+    record = TypeRecorder("command")
     for number in range(MAX_DISTINCT + 5):
         for _ in range(2):
-            count(counts, f"value {number}")
-    assert len(counts) == MAX_DISTINCT + 1
-    assert counts[OTHER] == 10
-    count(counts, "value 0")
-    assert counts["value 0"] == 3
-    assert sum(counts.values()) == 2 * (MAX_DISTINCT + 5) + 1
+            count_in(record, "failed", f"value {number}")
+    assert len(record.failed) == MAX_DISTINCT + 1
+    assert record.failed[OTHER] == 10
+    count_in(record, "failed", "value 0")
+    assert record.failed["value 0"] == 3
+    assert sum(record.failed.values()) == 2 * (MAX_DISTINCT + 5) + 1
 
 
 class Outer:

@@ -127,8 +127,7 @@ def test_an_operation_that_two_measure_goes_on_until_both_have_left_and_then_beg
         return recorder
 
     def leave(recorder: OperationRecorder) -> None:
-        bridge.remove(sources[recorder])
-        bridge.withdraw([recorder])
+        bridge.remove(sources[recorder], [recorder])
 
     first, second = join(), join()
     assert counted() == [2]

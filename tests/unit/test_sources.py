@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, BucketCounts, Distribution
 from amptalk_otel._catalogue import Snapshot
-from amptalk_otel._reading import AgentReading, OperationReading, OrchestratorReading, StateReading, TypeReading
+from amptalk_otel._labels import OTHER
+from amptalk_otel._reading import (
+    AgentReading,
+    OperationReading,
+    OrchestratorReading,
+    StateReading,
+    TypeReading,
+    read_operations,
+    read_orchestrator,
+    read_state,
+)
+from amptalk_otel._recorder import OperationRecorder, OrchestratorRecorder, StateOwner
 from amptalk_otel._sources import Breathe, Source, Sources, distinct
 from amptalk_otel._timesheet import TimeReading
 from tests.support import assert_balanced
@@ -179,16 +191,51 @@ class TestOnce:
 
 
 class TestKeeping:
-    def test_what_somebody_measured_stays_until_nobody_measures_it(self) -> None:
-        sources = Sources()
-        shared, own = (OperationReading(("a", "A", name), distribution(1.0)) for name in ("shared", "own"))
+    def test_what_somebody_counted_stays_until_nobody_counts_in_that_series(self) -> None:
+        sources, owners = Sources(), [self.of_all_kinds() for _ in range(3)]
+        read = [partial(self.read, *three) for three in owners]
+        for three, source in zip(owners, read, strict=True):
+            for owner in three:
+                sources.ledger.report(owner)
+            sources.add(source)
+        owners[0][0].measured("a", "A", "own", 1.0)
+        for number in range(2):
+            assert sources.remove(read[number], owners[number]) == list(owners[number])
+            for _ in range(2):
+                found = sources.snapshot()
+                assert [(reading.name, reading.routed) for reading in found.orchestrators] == [("town", {OTHER: 3})]
+                assert [reading.durations["write", None].count for reading in found.states] == [3]
+                assert [(reading.key, reading.duration.count) for reading in found.operations] == [
+                    (("a", "A", "shared"), 3)
+                ]
+        sources.remove(read[2], owners[2])
+        assert sources.snapshot() == Snapshot()
+        sources.add(read[2])
+        assert [reading.routed for reading in sources.snapshot().orchestrators] == [{OTHER: 1}]
 
-        def staying(_breathe: Breathe) -> Snapshot:
-            return Snapshot(operations=(shared,))
-
-        sources.add(staying)
-        sources.keep((shared, own), {shared.key})
+    def test_what_two_report_is_not_kept_when_one_of_them_leaves(self) -> None:
+        sources, owners = Sources(), self.of_all_kinds()
+        sources.add(partial(self.read, *owners))
         for _ in range(2):
-            assert sources.snapshot().operations == (OperationReading(shared.key, distribution(1.0, 1.0)),)
-        sources.keep((), set())
-        assert sources.snapshot().operations == (shared,)
+            for owner in owners:
+                sources.ledger.report(owner)
+        assert sources.remove(source_of(Snapshot()), owners) == []
+        assert [reading.routed for reading in sources.snapshot().orchestrators] == [{OTHER: 1}]
+
+    @staticmethod
+    def of_all_kinds() -> tuple[OperationRecorder, OrchestratorRecorder, StateOwner]:
+        operations, orchestrator, owner = OperationRecorder(), OrchestratorRecorder("town"), StateOwner()
+        operations.measured("a", "A", "shared", 1.0)
+        orchestrator.routed_one(None)
+        owner.state_recorder("memory").operated("write", 1.0, None)
+        return operations, orchestrator, owner
+
+    @staticmethod
+    def read(
+        operations: OperationRecorder, orchestrator: OrchestratorRecorder, owner: StateOwner, _breathe: Breathe
+    ) -> Snapshot:
+        return Snapshot(
+            operations=read_operations(operations),
+            orchestrators=(read_orchestrator(orchestrator, running=0, stopped=0),),
+            states=tuple(map(read_state, owner.states)),
+        )
