@@ -7,7 +7,7 @@ import enum
 import socket
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from http import HTTPStatus
 
 from amptalk_otel._http import Answer, Limits, Request, take_request, written
@@ -47,8 +47,8 @@ class Connection:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a part of a request is there."""
-        return bool(self._buffer)
+        """Whether a part of a request is there; some clients send an empty line after each."""
+        return bool(self._buffer.lstrip(b"\r\n"))
 
     def next_request(self) -> Request | None:
         """The next request, or None while it is not complete.
@@ -67,16 +67,37 @@ class Connection:
         return request
 
     def _note_begin(self) -> None:
-        if self._is_used and self._buffer:
+        if self._is_used and self.has_begun:
             self._is_used = False
             self.deadline = time.monotonic() + self._limits.head_s
 
-    def write(self, answer: Answer, request: Request | None) -> None:
+    def write(self, answer: Answer) -> None:
         """Write a whole answer; the state tells what comes then. Raises OSError, TimeoutError among them."""
-        keeps = request is not None and request.keeps
         until = time.monotonic() + self._limits.write_s
-        for piece in written(answer, keeps=keeps, with_body=request is None or request.method != "HEAD"):
+        for piece in self._pieces(answer, keeps=self._is_kept):
             self._send(memoryview(piece), until)
+        self._go_on(keeps=self._is_kept)
+
+    def write_at_once(self, answer: Answer) -> None:
+        """As `write`, without waiting: raises OSError where it does not fit into the socket's buffer."""
+        self._fit(answer, keeps=self._is_kept)
+        self._go_on(keeps=self._is_kept)
+
+    @property
+    def _is_kept(self) -> bool:
+        return self.request is not None and self.request.keeps
+
+    def _pieces(self, answer: Answer, *, keeps: bool) -> Iterator[bytes]:
+        is_head = self.request is not None and self.request.method == "HEAD"
+        return written(answer, keeps=keeps, with_body=not is_head)
+
+    def _fit(self, answer: Answer, *, keeps: bool) -> None:
+        self.socket.setblocking(False)
+        for piece in self._pieces(answer, keeps=keeps):
+            if self.socket.send(piece) < len(piece):
+                raise BlockingIOError
+
+    def _go_on(self, *, keeps: bool) -> None:
         self.socket.setblocking(False)
         self.quiet_since = time.monotonic()
         if keeps:
@@ -95,11 +116,7 @@ class Connection:
 
     def refuse(self, status: HTTPStatus, headers: Iterable[tuple[str, str]]) -> None:
         """Answer at once, with what fits into the socket's buffer, and end. Raises OSError where it does not fit."""
-        answer = Answer(status, tuple(headers), [f"{status.value} {status.phrase}\n".encode()])
-        is_head = self.request is not None and self.request.method == "HEAD"
-        self.socket.setblocking(False)
-        for piece in written(answer, keeps=False, with_body=not is_head):
-            self.socket.send(piece)
+        self._fit(Answer(status, tuple(headers), [f"{status.value} {status.phrase}\n".encode()]), keeps=False)
         self._finish_writing()
 
     def _finish_writing(self) -> None:

@@ -12,10 +12,12 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from amptalk_otel._protection import TooBusyError, UnusableError
+from amptalk_otel._protection import TooBusyError, UnusableError, regular
 
 _TOKEN = re.compile(rb"[A-Za-z0-9._~+/-]+=*")  # https://www.rfc-editor.org/rfc/rfc6750#section-2.1
 _TOKEN_BYTES = 4096
+# Not its path: that may be the token itself, given in place of its file.
+_FILE = "the file of AMPTALK_OTEL_PROMETHEUS_BEARER_TOKEN_FILE"
 _REMEMBERED = 100
 _WAITING = 4
 _PASSWORD_BYTES = 72  # bcrypt takes no more
@@ -37,7 +39,7 @@ class Passwords:
         self._key = os.urandom(32)
         self._right: dict[bytes, None] = {}
         self._turn = threading.Lock()
-        self._waiting = threading.BoundedSemaphore(_WAITING)
+        self._waiting = threading.BoundedSemaphore(_WAITING + 1)  # and the one that is checked
 
     def admit(self, credentials: bytes, users: Mapping[bytes, bytes]) -> bool:
         """Whether these credentials of basic auth are those of a user. Raises TooBusyError."""
@@ -97,12 +99,12 @@ def require_bcrypt() -> None:
 def read_token(path: Path) -> bytes:
     """The digest of the token in a file. Raises UnusableError where there is none."""
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             token = file.read(_TOKEN_BYTES + 1).strip()
     except OSError as error:
-        raise UnusableError(f"{path} can't be read ({error.strerror})") from None
+        raise UnusableError(f"{_FILE} can't be read ({error.strerror})") from None
     if len(token) > _TOKEN_BYTES or not _TOKEN.fullmatch(token):
-        raise UnusableError(f"{path} has no bearer token: letters, digits and ._~+/- in one line")
+        raise UnusableError(f"{_FILE} has no bearer token: letters, digits and ._~+/- in one line")
     return hashlib.sha256(token).digest()
 
 

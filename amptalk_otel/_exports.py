@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any
 
+from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.version import __version__ as sdk_version
 
+from amptalk_otel._forks import after_fork, lock_of
 from amptalk_otel._guard import complain, guarded
 
 _LOGGERS = (
@@ -42,6 +45,7 @@ _LOGGERS = (
     "urllib3.connectionpool",
     "urllib3.util.retry",
 )
+_OF_THE_READER = "opentelemetry.sdk.metrics._internal.export"
 _HURRIED_WAIT_S = 0.2
 _EVENTS = ("_shutdown_event", "_shutdown_in_progress", "_shutdown_is_occuring")
 _RELEASE_MS = 30_000.0
@@ -54,12 +58,10 @@ class Exports:
     """Those of one exporter. `what` it exports: `metrics` or `spans`."""
 
     def __init__(self, what: str) -> None:
+        self.lost: int = 0  # pushes that did not succeed, all attempts of one together
         self._what = what
         self._process_id = os.getpid()
         self._waits: list[_Waits] = []
-        # A second time it changes nothing. It stays: taken off while a thread logs, that might miss another one.
-        for name in _LOGGERS:
-            logging.getLogger(name).addFilter(_keep_what_is_not_ours)
 
     @property
     def are_of_this_process(self) -> bool:
@@ -70,19 +72,27 @@ class Exports:
     def under_way(self) -> Iterator[None]:
         """What is logged in this thread meanwhile is of these exports."""
         former = getattr(_here, "exports", None)
+        _listen(1)
         _here.exports = self
         try:
             yield
         finally:
             _here.exports = former
+            _listen(-1)
 
     def heard(self, record: logging.LogRecord) -> None:
         """OpenTelemetry logged something."""
         if record.levelno >= logging.WARNING and record.name != "opentelemetry.util.re":
             self.failed(_kind_of(record))
+            if record.name == _OF_THE_READER:  # a collection took too long, so that nothing was pushed
+                self.note(succeeded=False)
+
+    def note(self, *, succeeded: bool) -> None:
+        """A push has ended."""
+        self.lost += not succeeded
 
     def failed(self, kind: str) -> None:
-        """Tell that an export did not succeed."""
+        """Tell that an export did not succeed, at this attempt at least."""
         complain(
             f"exports of {self._what}",
             "%s are not pushed%s; the next push is tried as usual, and the program is not affected",
@@ -138,6 +148,11 @@ class SpansOut(BatchSpanProcessor):
         if _FORKS_NEED_THE_ENDED:
             _ended.append(getattr(self, "_batch_processor", None))
 
+    @property
+    def lost(self) -> int:
+        """Pushes that did not succeed."""
+        return self._exports.lost
+
     def end(self, timeout_millis: float = _RELEASE_MS) -> None:
         """Export what there is and end, in about that time. `shutdown` has no limit but half a minute."""
         self._exports.hurry()
@@ -161,10 +176,12 @@ class _Spans(SpanExporter):
             return SpanExportResult.FAILURE
         with self._exports.under_way():
             try:
-                return self._exporter.export(spans)
+                result = self._exporter.export(spans)
             except Exception as error:
                 self._exports.failed(type(error).__qualname__)
-                return SpanExportResult.FAILURE
+                result = SpanExportResult.FAILURE
+        self._exports.note(succeeded=result is SpanExportResult.SUCCESS)
+        return result
 
     def shutdown(self) -> None:
         with self._exports.under_way():
@@ -175,7 +192,53 @@ class _Spans(SpanExporter):
             return bool(guarded("flushing spans", self._exporter.force_flush, timeout_millis))
 
 
+class MetricsOut(MetricExporter):
+    """Exports through another exporter, and notes whether that succeeded: the SDK's reader does not ask."""
+
+    def __init__(self, exporter: MetricExporter, exports: Exports) -> None:
+        super().__init__(exporter._preferred_temporality, exporter._preferred_aggregation)  # noqa: SLF001 - as readers do
+        self._exporter = exporter
+        self._exports = exports
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
+        try:
+            result = self._exporter.export(metrics_data, timeout_millis=timeout_millis, **kwargs)
+        except Exception as error:
+            self._exports.failed(type(error).__qualname__)
+            result = MetricExportResult.FAILURE
+        self._exports.note(succeeded=result is MetricExportResult.SUCCESS)
+        return result
+
+    def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
+        self._exporter.shutdown(timeout_millis, **kwargs)
+
+    def force_flush(self, timeout_millis: float = 10_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+
 _here = threading.local()
+_lock = lock_of(sys.modules[__name__], threading.RLock)
+_under_way = 0  # in all threads: the loggers have our filter meanwhile
+
+
+def _listen(more: int) -> None:
+    """So many exports more, or less, are under way."""
+    global _under_way
+    with _lock:
+        former, _under_way = _under_way, max(0, _under_way + more)
+        if bool(former) != bool(_under_way):
+            for name in _LOGGERS:
+                _change_filters(logging.getLogger(name))
+
+
+def _change_filters(logger: logging.Logger) -> None:
+    if _under_way:
+        logger.addFilter(_keep_what_is_not_ours)
+    else:  # another list: a thread that goes through the former one would miss the filter after ours
+        logger.filters = [other for other in logger.filters if other is not _keep_what_is_not_ours]
+
+
+after_fork(lambda: _listen(-_under_way))  # the threads that exported are the parent's
 
 
 def _keep_what_is_not_ours(record: logging.LogRecord) -> bool:

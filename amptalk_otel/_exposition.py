@@ -88,7 +88,7 @@ class MetricsPage:
         """Nothing where that fails: what is not ours does not cost us our page."""
         try:
             return [family for family in self._others.collect() if family.samples] if self._others else []
-        except Exception:
+        except BaseException:  # a callback's cancellation or exit: in this thread it is nobody's
             swallow("reading the program's own instruments")
             return []
 

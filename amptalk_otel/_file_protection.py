@@ -55,10 +55,18 @@ class FileProtection(Protection):
         allowed = tls.client_allowed_sans if tls is not None else None
         return allowed is None or (isinstance(client, ssl.SSLSocket) and is_for_one_of(client, allowed))
 
+    def still_admits(self, client: socket) -> bool:
+        """Not once anything of TLS is another: who may connect is judged by a new handshake."""
+        try:
+            return not isinstance(client, ssl.SSLSocket) or client.context is self._context.get()
+        except UnusableError:
+            return True  # its requests are told so
+
     def admits(self, authorization: str) -> bool:
         config, token = self._usable(self._config), self._usable(self._token)
         if config.tls is not None and not self.uses_tls:
             raise _refused("TLS can't be switched on while the page is served")
+        self._usable(self._context)
         if not config.users and token is None:
             return True
         scheme, credentials = divided(authorization)
@@ -126,7 +134,10 @@ class _Kept(Generic[_T]):
         self._seen: tuple[object, _T | None, str | None] | None = None
 
     def get(self) -> _T:
-        key = self._key()
+        try:
+            key = self._key()
+        except Exception as error:
+            raise UnusableError(_reason(error)) from None
         seen = self._seen
         if seen is None or seen[0] != key:
             with self._lock:
@@ -139,5 +150,11 @@ class _Kept(Generic[_T]):
     def _made(self, key: object) -> tuple[object, _T | None, str | None]:
         try:
             return key, self._make(), None
-        except UnusableError as error:
-            return key, None, str(error)
+        except Exception as error:  # whatever is the matter with a file: nobody is let in, and the next change is seen
+            return key, None, _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnusableError):
+        return str(error)
+    return f"what the files say can't be used ({type(error).__qualname__})"

@@ -31,7 +31,8 @@ _Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", sel
 class Front:
     """Serves a listening socket until it is told to end.
 
-    `secure` makes TLS of a new connection, and `admits` judges its client certificate once TLS is set up.
+    `at_once` answers what needs no thread of its own, and is None for all else. `secure` makes TLS of a new connection,
+    `admits` judges its client certificate once TLS is set up, and `still_admits` before each of its requests.
     """
 
     def __init__(
@@ -39,20 +40,24 @@ class Front:
         listener: socket.socket,
         answer: Callable[[Request], Answer],
         *,
+        at_once: Callable[[Request], Answer | None],
         limits: Limits,
         refusal_headers: Iterable[tuple[str, str]],
         secure: Callable[[socket.socket], socket.socket],
         admits: Callable[[socket.socket], bool],
+        still_admits: Callable[[socket.socket], bool],
     ) -> None:
         self._listener = listener
         self._answer = answer
+        self._at_once = at_once
         self._limits = limits
         self._refusal_headers = tuple(refusal_headers)
         self._secure = secure
         self._admits = admits
+        self._still_admits = still_admits
         self._connections: dict[Connection, None] = {}  # all there are, the oldest first
         self._turns: deque[Connection] = deque()
-        self._returned: deque[Connection] = deque()  # by threads that have answered
+        self._returned: deque[Connection] = deque()  # by those who have answered
         self._answering = 0
         self._threads: list[threading.Thread] = []  # that answer, or did so last
         self._accepts_again_at = 0.0
@@ -114,13 +119,12 @@ class Front:
 
     def _turn(self) -> None:
         events = self._selector.select(self._time_left_s())
+        with contextlib.suppress(*WOULD_BLOCK):
+            self._alarm.recv(4096)  # before what it rang for is looked after: then it may ring again
         self._take_back()
         for key, _ in events:
             if key.fileobj is self._listener:
                 self._accept()
-            elif key.fileobj is self._alarm:
-                with contextlib.suppress(*WOULD_BLOCK):
-                    self._alarm.recv(4096)
             elif key.data in self._connections:  # or it was closed for another's sake meanwhile
                 self._go_on(key.data)
         self._give_turns()
@@ -171,10 +175,7 @@ class Front:
             if connection.state is State.REQUEST:
                 connection.request = connection.next_request()
                 if connection.request is not None:
-                    self._selector.unregister(connection.socket)
-                    connection.state = State.TURN
-                    connection.deadline = time.monotonic() + self._limits.wait_s
-                    self._turns.append(connection)
+                    self._take(connection, connection.request)
             elif connection.state is State.END and connection.has_ended():
                 self._drop(connection)
         except BadRequestError as error:
@@ -201,6 +202,21 @@ class Front:
             raise ConnectionRefusedError
         connection.state = State.REQUEST
         return True
+
+    def _take(self, connection: Connection, request: Request) -> None:
+        """Answer a request that needs no thread, and let others wait for theirs."""
+        if not self._still_admits(connection.socket):
+            raise ConnectionRefusedError
+        self._selector.unregister(connection.socket)
+        answer = self._at_once(request)
+        if answer is None:
+            connection.state = State.TURN
+            connection.deadline = time.monotonic() + self._limits.wait_s
+            self._turns.append(connection)
+            return
+        connection.write_at_once(answer)
+        self._answering += 1
+        self._return(connection)  # its next request has to wait until all others had their turn
 
     def _refuse(self, connection: Connection, status: HTTPStatus) -> None:
         was_waiting = connection.state is State.TURN
@@ -256,17 +272,20 @@ class Front:
         request = connection.request
         assert request is not None
         try:
-            connection.write(self._answer(request), request)
+            connection.write(self._answer(request))
         except OSError:  # the client is gone, or does not read
             connection.close()
-        except Exception:
+        except BaseException:  # a callback's cancellation or exit: in this thread it is nobody's
             connection.close()
             swallow(_PLACE)
         finally:
-            self._returned.append(connection)
-            self._ring()
+            self._return(connection)
             if self._is_ending:
                 self._close_returned()
+
+    def _return(self, connection: Connection) -> None:
+        self._returned.append(connection)
+        self._ring()
 
     def _take_back(self) -> None:
         for _ in range(len(self._returned)):
@@ -276,8 +295,8 @@ class Front:
                 return
             self._answering -= 1
             connection.request = None
-            if connection.socket.fileno() < 0:
-                self._connections.pop(connection, None)
+            if connection.state is State.ANSWER or connection.socket.fileno() < 0:  # it has no answer, or a part of it
+                self._drop(connection)
                 continue
             self._selector.register(connection.socket, selectors.EVENT_READ, connection)
             self._go_on(connection)  # its next request may be here already

@@ -118,7 +118,7 @@ def _request(line: str, headers: dict[str, str]) -> Request:
     method, target, major, minor = match.groups()
     if major != "1":
         raise BadRequestError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED)
-    if minor != "0" and "host" not in headers:
+    if (minor != "0" and "host" not in headers) or not headers.get("content-length", "0").isdecimal():
         raise BadRequestError(HTTPStatus.BAD_REQUEST)
     path, query = _parts(target)
     return Request(method, path, query, headers, keeps=_keeps(minor != "0", headers))

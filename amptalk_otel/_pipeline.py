@@ -5,10 +5,13 @@ Nothing global is touched: no global provider, no prometheus_client default regi
 
 from __future__ import annotations
 
+import asyncio
 import atexit
+import errno
 import inspect
 import os
 import platform
+import socket
 import sys
 import threading
 import time
@@ -43,6 +46,7 @@ from opentelemetry.sdk.version import __version__ as sdk_version
 from prometheus_client import CollectorRegistry
 
 from amptalk_otel import _bridge, _otlp
+from amptalk_otel._exports import SpansOut
 from amptalk_otel._exposition import MetricsPage
 from amptalk_otel._forks import after_fork
 from amptalk_otel._guard import guarded, logger, swallow
@@ -125,7 +129,13 @@ class Pipeline:
 
     def flush(self, timeout_s: float) -> bool:
         """Push what there is; False where that did not succeed in time."""
-        return _within(timeout_s, *self._flushes())
+        lost = self._lost()
+        return _within(timeout_s, *self._flushes()) and self._lost() == lost
+
+    def _lost(self) -> int:
+        """Pushes of all exporters that did not succeed."""
+        ways_out: list[ProducingReader | SpansOut] = [*self._pushing, *self._spans_out]
+        return sum(way_out.lost for way_out in ways_out)
 
     def _flushes(self) -> Iterator[Callable[[float], object]]:
         if self._pushing:
@@ -148,7 +158,7 @@ class Pipeline:
             self.tracer_provider.shutdown()
 
     def shutdown(self, timeout_s: float) -> bool:
-        """Push the last values, stop serving, end all threads; False where that took longer than `timeout_s`.
+        """Push the last values, stop serving, end all threads; False where that failed or took longer than `timeout_s`.
 
         Returns in time even if a collector does not answer: what hangs is left to a daemon thread.
         """
@@ -160,11 +170,12 @@ class Pipeline:
         until = time.monotonic() + timeout_s
         if not self.is_of_this_process:  # the exporters, and their connections, are the parent's
             return True
-        in_time = _within(timeout_s, *self._shutdowns())
+        lost = self._lost()
+        succeeded = _within(timeout_s, *self._shutdowns()) and self._lost() == lost
         guarded("ending the providers", self._end_providers)
         if self._server is not None:
-            in_time = self._server.close(max(0.1, until - time.monotonic())) and in_time
-        return in_time
+            succeeded = self._server.close(max(0.1, until - time.monotonic())) and succeeded
+        return succeeded
 
     def leave_to_parent(self) -> None:
         """Called in a forked child: give back what it has of the parent's, such as the port, without ending it."""
@@ -218,9 +229,8 @@ class Pipeline:
             return []
         except OSError as error:
             logger.warning(
-                "metrics are not served: %s:%d can't be bound (%s); "
-                "set OTEL_EXPORTER_PROMETHEUS_PORT to a free port, or to 0 for any",
-                host, port, error.strerror or type(error).__qualname__,
+                "metrics are not served: %s:%d can't be bound (%s); %s",
+                host, port, error.strerror or type(error).__qualname__, _advice(error),
             )  # fmt: skip
             return []
         self.config = self.config.with_changes(prometheus_port=self._server.port)  # if it was 0, whoever asks for it
@@ -236,6 +246,12 @@ class Pipeline:
                 **_no_limits(PeriodicExportingMetricReader),
             )
         ]
+
+
+def _advice(error: OSError) -> str:
+    if isinstance(error, socket.gaierror) or error.errno in (errno.EADDRNOTAVAIL, errno.EINVAL):
+        return "set OTEL_EXPORTER_PROMETHEUS_HOST to an address of this machine"
+    return "set OTEL_EXPORTER_PROMETHEUS_PORT to a free port, or to 0 for any"
 
 
 def _protection(config: Config) -> Protection:
@@ -307,7 +323,9 @@ class _Ending:
     def _run(self, limit_s: float) -> None:
         try:
             self._outcome.append(self._act(limit_s * 1000.0) is not False)
-        except Exception:
+        except BaseException as error:
+            if not self._is_running and not isinstance(error, Exception):
+                raise  # such as Ctrl-C; in a thread of ours it is a callback's, and nobody's
             swallow("ending an exporter")
 
     def succeeds(self, until: float) -> bool:
@@ -382,3 +400,11 @@ def release(pipeline: Pipeline, timeout_s: float) -> bool:
             _shared[:] = [entry for entry in _shared if entry[0] is not pipeline]
             users = 0
     return pipeline.flush(timeout_s) if users > 1 else pipeline.shutdown(timeout_s)
+
+
+async def release_in_thread(pipeline: Pipeline, timeout_s: float) -> None:
+    """`release` for coroutines: the event loop goes on meanwhile. When cancelled, it goes on without us."""
+    try:
+        await asyncio.to_thread(guarded, "shutting down", release, pipeline, timeout_s)
+    except RuntimeError:  # there are no more threads, or the loop gives none
+        guarded("shutting down", release, pipeline, timeout_s)

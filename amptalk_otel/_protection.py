@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import stat
+from pathlib import Path
 from socket import socket
 
 
@@ -11,6 +14,13 @@ class UnusableError(Exception):
 
 class TooBusyError(Exception):
     """Too many passwords are being checked."""
+
+
+def regular(path: Path) -> Path:
+    """The path of a file. Raises OSError where it is none: whoever reads a FIFO may wait for ever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "Not a regular file")
+    return path
 
 
 class Protection:
@@ -24,6 +34,10 @@ class Protection:
 
     def admits_peer(self, client: socket) -> bool:  # noqa: ARG002
         """Whether the client at the other end of a connection may ask for anything."""
+        return True
+
+    def still_admits(self, client: socket) -> bool:  # noqa: ARG002
+        """Whether a connection that was admitted may go on with another request."""
         return True
 
     def admits(self, authorization: str) -> bool:  # noqa: ARG002

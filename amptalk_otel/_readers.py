@@ -23,8 +23,8 @@ from opentelemetry.sdk.metrics.export import (
 from opentelemetry.sdk.metrics.view import ExponentialBucketHistogramAggregation
 
 from amptalk_otel._deltas import Deltas
-from amptalk_otel._exports import Exports
-from amptalk_otel._guard import guarded, logger
+from amptalk_otel._exports import Exports, MetricsOut
+from amptalk_otel._guard import guarded, logger, swallow
 from amptalk_otel._producer import CatalogueProducer
 from amptalk_otel._version import SCOPE_NAME, __version__
 
@@ -60,7 +60,27 @@ class ProducingReader(PeriodicExportingMetricReader):
         self._is_ended = False
         if isinstance(_preferred(exporter, "aggregation").get(Histogram), ExponentialBucketHistogramAggregation):
             logger.warning("histograms of agents keep their explicit buckets: they are counted before any export")
-        super().__init__(exporter, **options)
+        super().__init__(MetricsOut(exporter, self._exports), **options)
+
+    @property
+    def lost(self) -> int:
+        """Pushes that did not succeed."""
+        return self._exports.lost
+
+    def _ticker(self) -> None:
+        """What the thread runs that pushes. It goes on whatever a callback raises; what the SDK logs there is ours."""
+        with self._exports.under_way():
+            while not self._ticks_until_the_end() and not self._is_ended:
+                pass
+
+    def _ticks_until_the_end(self) -> bool:
+        try:
+            super()._ticker()
+        except BaseException:  # a callback's cancellation or exit: in this thread it is nobody's
+            self._exports.note(succeeded=False)
+            swallow("pushing metrics")
+            return False
+        return True
 
     def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
         if self._exports.are_of_this_process:
@@ -88,7 +108,8 @@ class ProducingReader(PeriodicExportingMetricReader):
     def _produced(self, timeout_millis: float) -> list[ScopeMetrics]:
         with self._order:  # a flush may come in between
             scopes = self._producer.produce(timeout_millis)
-            return [replace(scope, metrics=self._deltas.convert(scope.metrics)) for scope in scopes]
+            retired = self._producer.retired
+            return [replace(scope, metrics=self._deltas.convert(scope.metrics, retired)) for scope in scopes]
 
 
 def _preferred(exporter: MetricExporter, what: str) -> dict[type, Any]:

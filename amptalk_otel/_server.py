@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
+import re
 import socket
 import threading
 import zlib
@@ -51,18 +53,20 @@ class MetricsServer:
 
     def __init__(self, page: Page, host: str, port: int, *, protection: Protection = OPEN) -> None:
         listener = _listening(*_resolve(host, port))
+        answers = _Answers(page, protection)
         self._front = Front(
             listener,
-            _Answers(page, protection),
+            answers,
+            at_once=answers.at_once,
             limits=LIMITS,
             refusal_headers=(_TEXT, *_CAUTIOUS),
             secure=protection.secure,
             admits=protection.admits_peer,
+            still_admits=protection.still_admits,
         )
         self._thread = threading.Thread(target=self._front.run, name="amptalk-otel-metrics", daemon=True)
-        shown = f"[{host}]" if ":" in host else host
-        self.port = int(listener.getsockname()[1])
-        self.url = f"{'https' if protection.uses_tls else 'http'}://{shown}:{self.port}/metrics"
+        address, self.port = listener.getsockname()[:2]
+        self.url = f"{'https' if protection.uses_tls else 'http'}://{_shown(host, address)}:{self.port}/metrics"
         try:
             self._thread.start()
         except RuntimeError:  # there can be no more threads
@@ -96,6 +100,13 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     return family, address
 
 
+def _shown(host: str, address: str) -> str:
+    """The host as a URL has it, and one that can be asked: all addresses of this machine are no address."""
+    if ipaddress.ip_address(address.partition("%")[0]).is_unspecified:
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
+
+
 def _listening(family: socket.AddressFamily, address: Any) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -118,18 +129,25 @@ class _Answers:
         self._page = page
         self._protection = protection
 
+    def at_once(self, request: Request) -> Answer | None:
+        """The answer to a probe, which knows no password and has to be told also while the page takes all threads."""
+        if request.path != _HEALTH_PATH or request.method not in ("GET", "HEAD"):
+            return None
+        return self._with_headers(_said(HTTPStatus.OK, "Healthy."))
+
     def __call__(self, request: Request) -> Answer:
         try:
             answer = self._guarded(request)
-        except Exception:
+        except BaseException:  # a callback's cancellation or exit: in this thread it is nobody's
             swallow("serving the metrics page")
             text = "The metrics could not be read; the program's log says where."
             answer = _said(HTTPStatus.INTERNAL_SERVER_ERROR, text)
+        return self._with_headers(answer)
+
+    def _with_headers(self, answer: Answer) -> Answer:
         return with_headers(answer, (*self._protection.headers(), *_CAUTIOUS))
 
     def _guarded(self, request: Request) -> Answer:
-        if request.path == _HEALTH_PATH and request.method in ("GET", "HEAD"):  # for probes, which know no password
-            return _said(HTTPStatus.OK, "Healthy.")
         try:
             if not self._protection.admits(request.headers.get("authorization", "")):
                 challenges = tuple(("WWW-Authenticate", each) for each in self._protection.challenges())
@@ -162,7 +180,7 @@ class _Answers:
         content_type = _content_type(request.headers.get("accept", ""))
         body = self._page.pages(content_type.startswith("application/openmetrics-text"), names)
         headers = (("Content-Type", content_type),)
-        if gzip_accepted(request.headers.get("accept-encoding", "")):
+        if gzip_accepted(_wanted(request.headers.get("accept-encoding", ""))):
             return Answer(HTTPStatus.OK, (*headers, ("Content-Encoding", "gzip")), _gzipped(body))
         return Answer(HTTPStatus.OK, headers, body)
 
@@ -171,17 +189,28 @@ def _said(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Answer:
     return Answer(status, (*headers, _TEXT), [f"{text}\n".encode()])
 
 
-def _content_type(accept: str) -> str:
-    """As prometheus_client negotiates it: it knows which formats, versions and escaping schemes there are.
+_UNWANTED = re.compile(r";\s*q\s*=\s*0(?:\.0*)?\s*(?:;|$)", re.IGNORECASE)
 
-    All our names are valid without escaping, which is what `underscores` and `allow-utf-8` make of them. The schemes
-    that would rewrite valid names are answered with `underscores`: the choice is the server's
+
+def _wanted(header: str) -> str:
+    """What a client accepts, without what it says that it does not (`q=0`): prometheus_client looks at names only."""
+    return ",".join(member for member in header.split(",") if not _UNWANTED.search(member))
+
+
+def _content_type(accept: str) -> str:
+    """As prometheus_client negotiates it: it knows which formats and escaping schemes there are.
+
+    Whichever version of OpenMetrics a client names, there is one that is written. All our names are valid without
+    escaping, which is what `underscores` and `allow-utf-8` make of them. The schemes that would rewrite valid names are
+    answered with `underscores`: the choice is the server's
     (https://prometheus.io/docs/instrumenting/content_negotiation/).
     """
     try:
-        _encoder, content_type = choose_encoder(accept)
+        _encoder, content_type = choose_encoder(_wanted(accept))
     except (TypeError, ValueError):  # a version that is no number
         _encoder, content_type = choose_encoder("")
+    if content_type.startswith("application/openmetrics-text"):
+        content_type = re.sub(r"version=[^;]*", "version=1.0.0", content_type)
     for scheme in ("dots", "values"):
         content_type = content_type.replace(f"escaping={scheme}", "escaping=underscores")
     return content_type

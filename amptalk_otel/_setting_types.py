@@ -78,8 +78,14 @@ def _check_url(value: Any) -> None:
 
 
 def without_credentials(text: str) -> str:
-    """A URL as it may be shown: what stands before an `@` may be a password."""
-    return re.sub(r"^(.*?//)?.*@", r"\1(hidden)@", text, flags=re.DOTALL)
+    """A URL as it may be shown: what stands before an `@` may be a password, and a query may have a key."""
+    text = re.sub(r"^(.*?//)?.*@", r"\1(hidden)@", text, flags=re.DOTALL)
+    return re.sub(r"([?#]).+", r"\1(hidden)", text, flags=re.DOTALL)
+
+
+def has_scheme(url: str) -> bool:
+    """Whether a URL has a scheme, `http` or `https`."""
+    return url.lower().startswith(("http://", "https://"))
 
 
 @_with_check(_check_url)
@@ -109,6 +115,25 @@ def pairs(text: str) -> dict[str, str]:
     return found
 
 
+# https://www.rfc-editor.org/rfc/rfc9110#section-5; `requests` takes no value that begins with a blank.
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"(?:[!-~][ -~]*)?")
+
+
+def _check_headers(value: Any) -> None:
+    _check_pairs(value)
+    if not all(_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(member) for name, member in value.items()):
+        raise ValueError("must be names and values of HTTP headers, which are ASCII and have no control characters")
+
+
+@_with_check(_check_headers)
+def headers(text: str) -> dict[str, str]:
+    """Pairs, of which each is a header of HTTP."""
+    found = pairs(text)
+    _check_headers(found)
+    return found
+
+
 def _check_port(value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 65535:
         raise ValueError("must be a port number from 0 to 65535")
@@ -123,25 +148,31 @@ def port(text: str) -> int:
     return value
 
 
-def _check_seconds(value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0 < value <= 31_536_000 or not math.isfinite(value):
-        raise ValueError("must be a number above 0 and at most a year")
+def _time(per_second: float, least_s: float, limits: str) -> Callable[[str], float]:
+    """A time in units of which so many are a second, as a number of seconds."""
+
+    def check_time(value: Any) -> None:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not least_s <= value <= 31_536_000:
+            raise ValueError(f"must be a number {limits}")
+
+    @_with_check(check_time)
+    def parse_time(text: str) -> float:
+        try:
+            value = float(text) / per_second
+        except ValueError:
+            value = math.nan
+        check_time(value)
+        return value
+
+    return parse_time
 
 
-@_with_check(_check_seconds)
-def seconds(text: str) -> float:
-    value = _number(text)
-    _check_seconds(value)
-    return value
-
-
-@_with_check(_check_seconds)
-def milliseconds(text: str) -> float:
-    """A time in milliseconds, as a number of seconds."""
-    value = _number(text) / 1000.0
-    _check_seconds(value)
-    return value
+_TIMES = "from a millisecond to a year"
+seconds = _time(1.0, 0.001, _TIMES)
+milliseconds = _time(1000.0, 0.001, _TIMES)
+interval = _time(1000.0, 0.01, "from 10 milliseconds to a year")  # a thread that pushes more often does nothing else
+linger = _time(1000.0, math.ulp(0.0), "above 0 and at most a year")  # what ends at once is no harm
 
 
 def _check_ratio(value: Any) -> None:
@@ -158,13 +189,6 @@ def ratio(text: str) -> float:
         raise ValueError("must be a number from 0 to 1") from None
     _check_ratio(value)
     return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError("must be a number above 0 and at most a year") from None
 
 
 def _check_count(value: Any) -> None:
@@ -227,22 +251,27 @@ def choices(*known: str) -> Callable[[str], tuple[str, ...]]:
 
 
 def _check_names(value: Any) -> None:
-    dotted = isinstance(value, tuple) and all(isinstance(name, str) for name in value)
-    if not dotted or not all(part.isidentifier() for name in value for part in name.split(".")):
-        raise ValueError("must be dotted module names separated by commas")
+    texts = isinstance(value, tuple) and all(isinstance(name, str) for name in value)
+    if not texts or not all(map(_is_dotted, value)):
+        raise ValueError("must be a tuple of str, each a dotted module name")
+
+
+def _is_dotted(name: str) -> bool:
+    return all(part.isidentifier() for part in name.split("."))
 
 
 @_with_check(_check_names)
 def names(text: str) -> tuple[str, ...]:
     """Dotted module names, comma-separated."""
     value = tuple(filter(None, (member.strip() for member in text.split(","))))
-    _check_names(value)
+    if not all(map(_is_dotted, value)):
+        raise ValueError("must be dotted module names separated by commas")
     return value
 
 
 def _check_patterns(value: Any) -> None:
     if not isinstance(value, tuple) or not all(isinstance(pattern, str) and pattern.strip() for pattern in value):
-        raise ValueError("must be shell patterns separated by commas")
+        raise ValueError("must be a tuple of str, each a shell pattern")
     for pattern in value:
         _check_text(pattern)
 
@@ -250,6 +279,6 @@ def _check_patterns(value: Any) -> None:
 @_with_check(_check_patterns)
 def patterns(text: str) -> tuple[str, ...]:
     """Shell patterns, comma-separated."""
-    value = tuple(member.strip() for member in text.split(","))
+    value = tuple(filter(None, (member.strip() for member in text.split(","))))
     _check_patterns(value)
     return value

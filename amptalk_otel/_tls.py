@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Iterable
 from typing import Any
 
-from amptalk_otel._protection import UnusableError
+from amptalk_otel._protection import UnusableError, regular
 from amptalk_otel._web_config import CIPHERS, TlsSettings
 
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
@@ -54,13 +54,14 @@ def _choose_ciphers(context: ssl.SSLContext, tls: TlsSettings) -> None:
 def _load(context: ssl.SSLContext, tls: TlsSettings) -> None:
     try:
         # Without a password, OpenSSL would ask for an encrypted key's on the terminal.
-        context.load_cert_chain(tls.cert_file, tls.key_file, password=b"")
+        context.load_cert_chain(regular(tls.cert_file), regular(tls.key_file), password=b"")
     except (OSError, ValueError) as error:
         raise UnusableError(f"{tls.cert_file} with {tls.key_file} can't be used ({_reason(error)})") from None
     if tls.client_ca_file is None and tls.client_ca is None:
         return
     try:
-        context.load_verify_locations(cafile=tls.client_ca_file, cadata=tls.client_ca)
+        authorities = regular(tls.client_ca_file) if tls.client_ca_file is not None else None
+        context.load_verify_locations(cafile=authorities, cadata=tls.client_ca)
     except (OSError, ValueError) as error:
         raise UnusableError(f"{tls.client_ca_file or 'client_ca'} can't be used ({_reason(error)})") from None
 

@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from amptalk_otel._protection import UnusableError
+from amptalk_otel._protection import UnusableError, regular
 
 _MAX_BYTES = 1 << 20
 _MISSING = "run: pip install 'amptalk_otel[web]'"
 
-_BCRYPT = re.compile(r"\$2[aby]\$(?:0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}")
+_BCRYPT = re.compile(r"\$2[aby]\$(?:0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # YAML can write one, and no encoding has any
+_PLAIN_KEY = re.compile(r"[a-z_]{1,50}")
 _VERSIONS = ("TLS12", "TLS13")
 _CLIENT_AUTH = ("NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert")
 _UNVERIFIED = ("RequestClientCert", "RequireAnyClientCert", "RequireClientCert")
@@ -75,7 +77,7 @@ class WebConfig:
 def read_web_config(path: Path) -> WebConfig:
     """What a file says. Raises UnusableError where it can't be read, or says anything that can't be done."""
     try:
-        with path.open("rb") as file:
+        with regular(path).open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise UnusableError(f"{path} can't be read ({error.strerror})") from None
@@ -166,11 +168,15 @@ def _users(section: Any) -> dict[bytes, bytes]:
     users = _mapping("basic_auth_users", section, None)
     if not users:
         raise UnusableError("basic_auth_users names nobody")
-    for name, hashed in users.items():
+    for number, (name, hashed) in enumerate(users.items(), 1):
+        # Names are not told: a password, or its hash, may stand where a name should.
+        where = f"basic_auth_users: entry {number} has"
         if ":" in name:
-            raise UnusableError("basic_auth_users: a name has a colon, which basic auth can't send")
+            raise UnusableError(f"{where} a name with a colon, which basic auth can't send")
+        if _SURROGATE.search(name):
+            raise UnusableError(f"{where} a name that can't be sent")
         if not isinstance(hashed, str) or not _BCRYPT.fullmatch(hashed):
-            raise UnusableError(f"basic_auth_users: what {name!r} has is no bcrypt hash")
+            raise UnusableError(f"{where} no bcrypt hash")
     return {name.encode(): hashed.encode() for name, hashed in users.items()}
 
 
@@ -195,9 +201,11 @@ def _mapping(where: str, value: Any, known: Iterable[str] | None) -> dict[str, A
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise UnusableError(f"{where} must be a mapping")
     if known is not None:
-        unknown = sorted(value.keys() - set(known))
-        if unknown:
-            raise UnusableError(f"{where} has a key that is not known: {unknown[0][:50]!r}")
+        allowed = set(known)
+        for number, key in enumerate(value, 1):
+            if key not in allowed:
+                shown = repr(key) if _PLAIN_KEY.fullmatch(key) else f"entry {number}"  # which may be a secret
+                raise UnusableError(f"{where} has a key that is not known: {shown}")
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from itertools import takewhile
 from typing import Any
 
 from amptalk_otel import _setting_types as types
@@ -35,26 +36,30 @@ _EVERYTHING: tuple[Setting, ...] = (
     Setting("prometheus_host", ("OTEL_EXPORTER_PROMETHEUS_HOST",), types.text,
             "Address that the metrics page is served on. The default is reachable from this machine only."),
     Setting("prometheus_port", ("OTEL_EXPORTER_PROMETHEUS_PORT",), types.port,
-            "Port of the metrics page; 0 takes any free one."),
+            "Port of the metrics page, up to 65535; 0 takes any free one."),
     Setting("prometheus_scope_labels", ("AMPTALK_OTEL_PROMETHEUS_SCOPE_LABELS",), types.boolean,
             "`true` gives every series of the metrics page the labels `otel_scope_name` and `otel_scope_version`."),
     Setting("prometheus_web_config", ("AMPTALK_OTEL_PROMETHEUS_WEB_CONFIG",), types.text,
             "File with TLS and passwords of the metrics page, in the form of Prometheus' exporters."),
     Setting("prometheus_bearer_token_file", ("AMPTALK_OTEL_PROMETHEUS_BEARER_TOKEN_FILE",), types.text,
-            "File with a token that the metrics page asks for, as `Authorization: Bearer TOKEN`."),
-    Setting("metric_export_interval_s", ("OTEL_METRIC_EXPORT_INTERVAL",), types.milliseconds,
-            "Time between two pushes of the `otlp` and `console` exporters; the variable is in milliseconds."),
+            "File with a token that the metrics page asks for, as `Authorization: Bearer TOKEN`. Its name "
+            "is never shown.", secret=True),
+    Setting("metric_export_interval_s", ("OTEL_METRIC_EXPORT_INTERVAL",), types.interval,
+            "Time between two pushes of the `otlp` and `console` exporters, at least 10 ms; the variable is in "
+            "milliseconds."),
     Setting("metric_export_timeout_s", ("OTEL_METRIC_EXPORT_TIMEOUT",), types.milliseconds,
-            "Longest time that one collection for a push may take; the variable is in milliseconds."),
+            "Longest time that one collection for a push may take, at least 1 ms; the variable is in milliseconds."),
     Setting("otlp_protocol", ("OTEL_EXPORTER_OTLP_PROTOCOL",), types.choice("http/protobuf", "grpc"),
             "Transport of the `otlp` exporters: `http/protobuf` or `grpc`."),
     Setting("otlp_endpoint", ("OTEL_EXPORTER_OTLP_ENDPOINT",), types.url,
-            "Collector to push to; without one `http://localhost:4318`, or port 4317 for `grpc`. "
-            "For `http/protobuf`, `/v1/metrics` or `/v1/traces` is appended."),
-    Setting("otlp_headers", ("OTEL_EXPORTER_OTLP_HEADERS",), types.pairs,
-            "Headers of each push, as `key=value,key=value`, percent-encoded. Never logged or shown.", secret=True),
+            "Collector to push to; without one `http://localhost:4318`, or port 4317 for `grpc`. For `http/protobuf` "
+            "it begins with `http://` or `https://`, and `/v1/metrics` or `/v1/traces` is appended."),
+    Setting("otlp_headers", ("OTEL_EXPORTER_OTLP_HEADERS",), types.headers,
+            "Headers of each push, as `key=value,key=value`, percent-encoded; in ASCII. Never logged or shown.",
+            secret=True),
     Setting("otlp_timeout_s", ("OTEL_EXPORTER_OTLP_TIMEOUT",), types.seconds,
-            "Longest time that one push may take, retries included; in seconds, as OpenTelemetry's Python SDK has it."),
+            "Longest time that one push may take, retries included, at least a millisecond; in seconds, as "
+            "OpenTelemetry's Python SDK has it."),
     Setting("otlp_compression", ("OTEL_EXPORTER_OTLP_COMPRESSION",), types.choice("none", "gzip", "deflate"),
             "Compression of each push: `none`, `gzip` or (over HTTP) `deflate`."),
     Setting("otlp_insecure", ("OTEL_EXPORTER_OTLP_INSECURE",), types.boolean,
@@ -85,7 +90,7 @@ _EVERYTHING: tuple[Setting, ...] = (
             "Which measurements may carry exemplars: `trace_based`, `always_on` or `always_off`."),
     Setting("message_size_sample_every", ("AMPTALK_OTEL_MESSAGE_SIZE_SAMPLE_EVERY",), types.count,
             "The payload of one message in so many is measured, by agent and type, beginning with the first; 0: none."),
-    Setting("departed_agents_linger_s", ("AMPTALK_OTEL_DEPARTED_AGENTS_LINGER",), types.milliseconds,
+    Setting("departed_agents_linger_s", ("AMPTALK_OTEL_DEPARTED_AGENTS_LINGER",), types.linger,
             "How long the last values of an unregistered agent stay on the page, so that the next scrape sees them; "
             "the variable is in milliseconds."),
     Setting("max_agents", ("AMPTALK_OTEL_MAX_AGENTS",), types.count,
@@ -122,6 +127,22 @@ SETTINGS: tuple[Setting, ...] = (
 )
 """Every setting, in the order of the documentation."""
 
+_SCHEME_NEEDED = "must begin with http:// or https:// where the protocol is http/protobuf"
+
+
+def _without_scheme(values: Mapping[str, Any]) -> list[Setting]:
+    """Endpoints such as `localhost:4318` that are to be pushed to over HTTP, and those that would go in their place."""
+    found: set[str] = set()
+    for signal in ("metrics", "traces"):
+        exporters = values[f"{signal}_exporters"]
+        protocol = values[f"otlp_{signal}_protocol"] or values["otlp_protocol"]
+        if not isinstance(exporters, tuple) or "otlp" not in exporters or protocol != "http/protobuf":
+            continue
+        names = (f"otlp_{signal}_endpoint", "otlp_endpoint")
+        given = [(name, values[name]) for name in names if isinstance(values[name], str)]
+        found.update(name for name, _ in takewhile(lambda each: not types.has_scheme(each[1]), given))
+    return [setting for setting in SETTINGS if setting.field in found]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -129,6 +150,10 @@ class Config:
 
     `Config.from_env()` fills it from the environment: argument before environment before default.
     Raises ValueError, naming the field, for a value that can't be used.
+
+    Fields that end in `_s` are seconds, above 0 and at most a year; `prometheus_port` is from 0 to 65535,
+    `traces_sampler_arg` from 0 to 1, and other whole numbers are from 0 to 1,000,000,000. What is more than one is
+    a tuple of str. docs/configuration.md tells what each field is for.
     """
 
     sdk_disabled: bool = False
@@ -192,11 +217,12 @@ class Config:
                 types.check(setting.parse, value)
             except ValueError as error:
                 raise ValueError(f"{setting.field}={_quoted(setting, value)}: {error}") from None
+        for setting in _without_scheme(vars(self)):
+            raise ValueError(f"{setting.field}={_quoted(setting, getattr(self, setting.field))}: {_SCHEME_NEEDED}")
 
     def __repr__(self) -> str:
-        """All settings but the secret ones."""
-        shown = (f"{row.field}={_quoted(row, getattr(self, row.field))}" for row in SETTINGS if not row.secret)
-        return f"Config({', '.join(shown)})"
+        """All settings; of the secret ones, whether they are set."""
+        return f"Config({', '.join(f'{row.field}={_quoted(row, getattr(self, row.field))}' for row in SETTINGS)})"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, *, strict: bool = False, **arguments: Any) -> Config:
@@ -212,6 +238,9 @@ class Config:
             for setting in SETTINGS
             if setting.field not in arguments and (value := _from_environ(setting, environ, strict)) is not None
         }
+        for setting in _without_scheme({**DEFAULTS, **values, **arguments}):
+            if setting.field in values:
+                _replaced(setting, setting.variables[0], values.pop(setting.field), ValueError(_SCHEME_NEEDED), strict)
         return cls(**{**values, **arguments})
 
     def with_changes(self, **changes: Any) -> Config:
@@ -231,18 +260,23 @@ def _from_environ(setting: Setting, environ: Mapping[str, str], strict: bool) ->
         try:
             return setting.parse(text)
         except ValueError as error:
-            shown = _quoted(setting, text)
-            if strict:
-                raise ValueError(f"{variable}={shown}: {error}") from None
-            used = error.usable if isinstance(error, types.PartlyUsableError) else DEFAULTS[setting.field]
-            logger.warning("%s=%s: %s; using %s instead", variable, shown, error, _shown(setting, used))
-            return used
+            return _replaced(setting, variable, text, error, strict)
     return None
+
+
+def _replaced(setting: Setting, variable: str, text: str, error: ValueError, strict: bool) -> Any:  # noqa: FBT001
+    """What is used where `text` can't be; told in a warning, or raised."""
+    shown = _quoted(setting, text)
+    if strict:
+        raise ValueError(f"{variable}={shown}: {error}") from None
+    used = error.usable if isinstance(error, types.PartlyUsableError) else DEFAULTS[setting.field]
+    logger.warning("%s=%s: %s; using %s instead", variable, shown, error, _shown(setting, used))
+    return used
 
 
 def _quoted(setting: Setting, value: Any) -> str:
     """A value as it may be logged: without secrets, in one line."""
-    if setting.secret:
+    if setting.secret and value not in (None, {}):
         return "(hidden)"
     if setting.parse is types.url and isinstance(value, str):
         value = types.without_credentials(value)

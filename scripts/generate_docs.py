@@ -48,17 +48,19 @@ An argument goes before an environment variable, and that before the default.
 ```python
 from amptalk_otel import Config, instrument_orchestrator
 
-instrument_orchestrator(orchestrator)  # the environment, and defaults for the rest
-instrument_orchestrator(orchestrator, config=Config.from_env(prometheus_port=9464))  # this port, whatever is set
-instrument_orchestrator(orchestrator, config=Config(prometheus_port=9464))  # this port, and defaults for the rest
+config = Config(prometheus_port=9464)  # this port, and defaults for the rest
+config = Config.from_env(prometheus_port=9464)  # this port, whatever is set
+config = Config.from_env()  # the environment, and defaults for the rest; the same as no config
+instrument_orchestrator(orchestrator, config=config)
 ```
 
 The variables are OpenTelemetry's own where it has one. They are read when the instrumentation begins (never at
 import), and once. An empty variable counts as not set.
 
 A `Config` that is made without `from_env` takes nothing from these variables, with the exceptions that
-OpenTelemetry's own exporters make: they look for headers, certificates and the "insecure" switch in the environment
-where the `Config` gives none, and `OTEL_SDK_DISABLED=true` switches its SDK off in any case.
+OpenTelemetry's own code makes. Its exporters look for certificates and the "insecure" switch in the environment where
+the `Config` gives none, never for headers. Its SDK reads how spans are batched, and `OTEL_SDK_DISABLED=true` switches
+it off in any case.
 
 ## Recipes
 
@@ -133,8 +135,9 @@ value and what is used instead:
 {warnings}
 ```
 
-Headers, and what stands before an `@` in an endpoint, are never shown. In Python code a bad value raises `ValueError` with
-the name of the field, and so does `Config.from_env(strict=True)`. The `amptalk-otel` command ends with exit code 2.
+Headers, the name of the token's file, and what stands before an `@` or after a `?` in an endpoint, are never shown. In
+Python code a bad value raises `ValueError` with the name of the field, and so does `Config.from_env(strict=True)`. The
+`amptalk-otel` command ends with exit code 2.
 
 What is right as a value but fails in the world is treated alike:
 
@@ -144,12 +147,19 @@ What is right as a value but fails in the world is treated alike:
 | the web configuration or the token's file can't be used | one warning with the reason; no page: one without protection is not what was asked for |
 | the same host and port a second time in one program | one page for both, with the settings of the first; but who asks for protection gets no page that has another, or none |
 | `otlp` without the extra | one warning with the line that installs it; everything else goes on |
-| the collector is down | OpenTelemetry's exporter logs it and tries again; no message of your program waits for it |
-| the collector does not answer at the end | `shutdown(timeout_s=5.0)` returns False in time; a program that just ends waits 5 s at most |
+| the collector is down, refuses, or redirects (which is not followed) | [one warning a minute](reliability.md#what-the-log-says); the next push is tried as usual, and no message of your program waits for it |
+| the collector does not answer, or takes nothing, at the end | `shutdown(timeout_s=5.0)` returns False in time; a program that just ends waits 5 s at most |
 
 ## All settings
 
-Times are seconds in a `Config`; where OpenTelemetry counts a variable in milliseconds, the row says so.
+Times are seconds in a `Config`, above 0 and at most a year; where OpenTelemetry counts a variable in milliseconds, the
+row says so. Other whole numbers go from 0 to 1,000,000,000, unless the row says otherwise. What is comma-separated in a
+variable is a tuple of `str` in a `Config`, and `key=value` pairs are a mapping. In a variable, `true`, `false` and the
+names to choose from may be in any case.
+
+How spans are batched, `OTEL_BSP_*`, is no setting of ours: the SDK reads
+[these variables](https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/#batch-span-processor)
+itself, when the instrumentation begins.
 
 {settings}
 """  # noqa: E501 - rows of Markdown tables can't be folded
@@ -246,6 +256,8 @@ For every agent, at every scrape:
 
     received = processed + failed + dropped + in flight + queued
 
+What is missing from it is in `amptalk.agent.messages.unaccounted`: 0, unless somebody changes an inbox behind its back.
+
 | word | metric | a message counts there |
 |---|---|---|
 | received | `amptalk.agent.messages.received` | as soon as it is in the agent's inbox, whichever way it came |
@@ -258,9 +270,8 @@ For every agent, at every scrape:
 All numbers of one scrape are of one moment, so the sum holds exactly. A message that fails and is sent again is received
 again. Attempts are not messages: they count in `amptalk.agent.retries`.
 
-What is left over is `amptalk.agent.messages.unaccounted`, and 0 for every agent. It is no copy of the sum: what was counted is
-compared with the inbox's own length and with the messages that the agent has in hand. This is the one number to alert on
-where the others are to be trusted:
+`amptalk.agent.messages.unaccounted` is no copy of the sum: what was counted is compared with the inbox's own length and with
+the messages that the agent has in hand. This is the one number to alert on where the others are to be trusted:
 
 ```promql
 amptalk_agent_messages_unaccounted != 0
@@ -274,11 +285,11 @@ The same from the parts, in PromQL:
 
 ```promql
 sum by (agent_id) (amptalk_agent_messages_received_total)
-  - (sum by (agent_id) (amptalk_agent_messages_processed_total) or 0 * sum by (agent_id) (amptalk_agent_running))
-  - (sum by (agent_id) (amptalk_agent_messages_failed_total) or 0 * sum by (agent_id) (amptalk_agent_running))
-  - (sum by (agent_id) (amptalk_agent_messages_dropped_total) or 0 * sum by (agent_id) (amptalk_agent_running))
+  - (sum by (agent_id) (amptalk_agent_messages_processed_total) or 0 * sum by (agent_id) (amptalk_agent_messages_in_flight))
+  - (sum by (agent_id) (amptalk_agent_messages_failed_total) or 0 * sum by (agent_id) (amptalk_agent_messages_in_flight))
+  - (sum by (agent_id) (amptalk_agent_messages_dropped_total) or 0 * sum by (agent_id) (amptalk_agent_messages_in_flight))
+  - (sum by (agent_id) (amptalk_agent_queue_size) or 0 * sum by (agent_id) (amptalk_agent_messages_in_flight))
   - sum by (agent_id) (amptalk_agent_messages_in_flight)
-  - sum by (agent_id) (amptalk_agent_queue_size)
 ```
 
 (`or 0 * …` fills in for agents that never failed or dropped anything: a counter that is 0 has no series.)
@@ -334,9 +345,12 @@ add up to its uptime, over all its runs, and utilisation is a rate:
 Utilisation, and where an agent loses its time:
 
 ```promql
-sum by (agent_name) (rate(amptalk_agent_time_seconds_total{{state="busy"}}[5m]))
-  / sum by (agent_name) (rate(amptalk_agent_time_seconds_total[5m]))
-topk(5, sum by (agent_name, state) (rate(amptalk_agent_time_seconds_total{{state!~"idle|busy"}}[5m])))
+# utilisation, 0 to 1
+sum by (agent_name) (rate(amptalk_agent_time_seconds_total{{agent_id!="_RETIRED", state="busy"}}[5m]))
+  / sum by (agent_name) (rate(amptalk_agent_time_seconds_total{{agent_id!="_RETIRED"}}[5m]))
+
+# seconds lost in a second
+topk(5, sum by (agent_name, state) (rate(amptalk_agent_time_seconds_total{{agent_id!="_RETIRED", state!~"idle|busy"}}[5m])))
 ```
 
 Saturation: agents that are hardly ever idle, and whose inbox does not get empty:
@@ -360,49 +374,83 @@ max by (agent_name) (max_over_time(amptalk_agent_queue_peak[1h]))
 Messages per second, by agent:
 
 ```promql
-sum by (agent_name) (rate(amptalk_agent_messages_processed_total[5m]))
+sum by (agent_name) (rate(amptalk_agent_messages_processed_total{{agent_id!="_RETIRED"}}[5m]))
 ```
 
 Who falls behind? The age of the oldest message that waits, and the inboxes that grow:
 
 ```promql
+# seconds
 topk(5, amptalk_agent_queue_oldest_age_seconds)
+
+# messages per second
 deriv(amptalk_agent_queue_size[10m]) > 0
 ```
 
 Is it waiting or working? The 95th percentile of both:
 
 ```promql
-histogram_quantile(0.95, sum by (le, agent_name) (rate(amptalk_agent_message_wait_duration_seconds_bucket[5m])))
-histogram_quantile(0.95, sum by (le, agent_name) (rate(amptalk_agent_message_process_duration_seconds_bucket[5m])))
+# waiting
+histogram_quantile(0.95,
+  sum by (le, agent_name) (rate(amptalk_agent_message_wait_duration_seconds_bucket{{agent_id!="_RETIRED"}}[5m]))
+)
+
+# working
+histogram_quantile(0.95,
+  sum by (le, agent_name) (rate(amptalk_agent_message_process_duration_seconds_bucket{{agent_id!="_RETIRED"}}[5m]))
+)
 ```
 
-Share of messages that fail, and the errors behind it:
+Share of messages that fail, of those that ended, and the errors behind it:
 
 ```promql
-sum by (agent_name) (rate(amptalk_agent_messages_failed_total[5m]))
-  / sum by (agent_name) (rate(amptalk_agent_messages_received_total[5m]))
-topk(5, sum by (agent_name, error_type) (increase(amptalk_agent_messages_failed_total[1h])))
+# share, 0 to 1; the last bucket has all that ended
+sum by (agent_name) (rate(amptalk_agent_messages_failed_total{{agent_id!="_RETIRED"}}[5m]))
+  / sum by (agent_name) (rate(amptalk_agent_message_process_duration_seconds_bucket{{agent_id!="_RETIRED", le="+Inf"}}[5m]))
+
+# failures in an hour
+topk(5, sum by (agent_name, error_type) (increase(amptalk_agent_messages_failed_total{{agent_id!="_RETIRED"}}[1h])))
 ```
 
-Which agent is stuck? It has work, and finished nothing for five minutes:
+Which agent is stuck? It has work, and finished nothing for five minutes, neither with success nor in failure:
 
 ```promql
-amptalk_agent_messages_in_flight > 0
-  unless on (agent_id) (sum by (agent_id) (increase(amptalk_agent_messages_processed_total[5m])) > 0)
+(amptalk_agent_messages_in_flight + amptalk_agent_queue_size) > 0
+  unless on (agent_id)
+    sum by (agent_id) (increase(amptalk_agent_message_process_duration_seconds_bucket{{le="+Inf"}}[5m])) > 0
 ```
+
+In an alert give it `for: 5m`: an agent that has only just begun looks the same.
 
 Which agent is registered and does not run?
 
 ```promql
-amptalk_agent_running == 0
+amptalk_agent_running{{agent_id!="_OTHER"}} == 0
 ```
 
-Where do messages disappear?
+In an alert give it `for: 6m`: an agent that was let go is told as stopped until its series end, after five minutes.
 
-```promql
-sum by (agent_name, reason) (increase(amptalk_agent_messages_dropped_total[1h])) > 0
-sum by (agent_name, reason) (increase(amptalk_agent_messages_undeliverable_total[1h])) > 0
+Where do messages disappear? A counter that is 0 has no series, and `increase()` does not see the 1 that a series begins with;
+`unless … offset` finds that one. As alerts:
+
+```yaml
+groups:
+  - name: disappearing
+    rules:
+      - alert: MessagesDropped
+        expr: |
+          increase(amptalk_agent_messages_dropped_total{{agent_id!="_RETIRED"}}[10m]) > 0
+            or (
+              amptalk_agent_messages_dropped_total{{agent_id!="_RETIRED"}}
+                unless amptalk_agent_messages_dropped_total offset 10m
+            ) > 0
+      - alert: MessagesUndeliverable
+        expr: |
+          increase(amptalk_agent_messages_undeliverable_total{{agent_id!="_RETIRED"}}[10m]) > 0
+            or (
+              amptalk_agent_messages_undeliverable_total{{agent_id!="_RETIRED"}}
+                unless amptalk_agent_messages_undeliverable_total offset 10m
+            ) > 0
 ```
 
 ## All metrics
@@ -412,9 +460,11 @@ sum by (agent_name, reason) (increase(amptalk_agent_messages_undeliverable_total
 ## Good to know
 
 - **Attributes are bounded.** After 50 values of `message.type` at an agent, or of `error.type` at one of its types, the rest is
-  counted as `_OTHER`. A value has at most 128 characters; control characters and line breaks are blanks in it, what is no Unicode
-  is `?`, and an empty one is `_OTHER`. Two names of which that makes the same text are one series: their counts are added up.
-- **A counter that is 0 has no series.** It appears with the first message that it counts.
+  counted as `_OTHER`; agents in one series have these 50 together. A value has at most 128 characters; control characters and
+  line breaks are blanks in it, what is no Unicode is `?`, and an empty one is `_OTHER`. Two names of which that makes the same
+  text are one series: their counts are added up.
+- **A counter that is 0 has no series.** It appears with the first message that it counts, which `rate()` and `increase()`
+  therefore do not see. `amptalk.agent.time` alone is there from the start.
 - **Series go with their agent.** The last values of an agent that was let go stay for `departed_agents_linger_s` (five
   minutes), so that the next scrape sees them; then what it counted is in `_RETIRED`: see [Many agents](#many-agents).
 - **Sizes are samples.** One payload in `message_size_sample_every` (100) of each agent and type is measured, as the length of
@@ -426,9 +476,27 @@ sum by (agent_name, reason) (increase(amptalk_agent_messages_undeliverable_total
 - **Durations lead to traces.** Where there are traces, `message.wait.duration` and `message.process.duration` carry exemplars:
   see [From a spike to its trace](tracing.md#from-a-spike-to-its-trace).
 
+## What stands on the page
+
+- **Types.** Up-down counters are `# TYPE … gauge`: Prometheus has no type of its own for them. A metric without values has no
+  `# HELP` and no `# TYPE` either. `# UNIT` is there only in OpenMetrics, which Prometheus asks for by itself
+  (`Accept: application/openmetrics-text`).
+- **`target_info`.** One series of value 1, whose labels tell who speaks: `service_name`, `service_instance_id`, the process, its
+  Python and the SDK, and what `OTEL_RESOURCE_ATTRIBUTES` adds.
+- **Names.** `system.*` and `process.*` follow OpenTelemetry's conventions for
+  [systems](https://opentelemetry.io/docs/specs/semconv/system/system-metrics/) and
+  [processes](https://opentelemetry.io/docs/specs/semconv/system/process-metrics/), each as one number for the whole: the CPU
+  utilisations have no `cpu.mode`, and are the share that was busy. `error.type` is the conventions' too. For metrics of agents
+  there are none: `amptalk.*`, `agent.id` and `agent.name` are ours. Spans follow the conventions for agents, and so have
+  `gen_ai.agent.id` where metrics have `agent.id`.
+
 ## Many agents
 
 The number of series is bounded, and no sum over agents changes because of it.
+
+An agent has 11 series before its first message, and 59 more for each message type that it handles: 57 in three histograms, and
+two counters. What it sends, failures, retries and losses are one more for each type and error or reason. So 1,000 agents of one
+type each are 70,000 series and [a page of 11 MB](performance.md#a-scrape), and every further type is 59,000 more.
 
 - **`agent.id="_OTHER"`.** One page, or one `MeterProvider`, has series of their own for `max_agents` agents (1,000). Those
   beyond it are together in one series. A place that gets free is given to the next agent; one that is in `_OTHER` stays there
@@ -437,7 +505,8 @@ The number of series is bounded, and no sum over agents changes because of it.
 - **`agent.id="_RETIRED"`.** Counters and histograms of agents that left, added up, once their own series are gone. An agent
   that has not finished its messages keeps its series until then. One that comes back before goes on in its series; one that
   comes back later begins from zero in a series of its own. Where others are in the series of an agent that leaves, what it
-  counted stays there, from the moment at which it is done.
+  counted stays there, from the moment at which it is done. `_RETIRED` is no agent: it has neither gauges nor a length of its
+  inbox, and no `amptalk.agent.running`. With the last instrumentation of an orchestrator's name its `_OTHER` and `_RETIRED` go.
 - **Random ids.** The framework gives each agent a random id. `AMPTALK_OTEL_AGENT_GROUPING=name` makes one series of all agents
   of a name, `class` of all of a class: counters, queue lengths and histograms are added up, ages are those of the oldest, and
   the peak is the highest of any one inbox. (The sum of peaks would be a length that there may never have been.)
@@ -452,19 +521,34 @@ The number of series is bounded, and no sum over agents changes because of it.
   than `max_agents` ids.
 - **Spans** have the agent's own id in `gen_ai.agent.id`, however it is shown in metrics: they are no series.
 
-No counter falls on the way from one series to another, so a rate over all agents is right:
+No counter falls on the way from one series to another, so sums of counters are right at each moment. But `_RETIRED` rises when
+the counts of an agent come to it, and `rate()` and `increase()`, which look at each series by itself, take that for messages.
+Leave it out of rates, and keep it in sums. Nothing is missed: the last values of an agent stay in its own series for five
+minutes, for a scrape to see. Two things are told by `_RETIRED` alone: the message that an agent was at for longer than that
+after it had left, and what a counter of `monitor.observe` gained between the last scrape and the removal of its agent.
 
 ```promql
-sum without (agent_id, agent_name) (rate(amptalk_agent_messages_received_total[5m]))
+# messages per second, of all agents
+sum without (agent_id, agent_name) (rate(amptalk_agent_messages_received_total{{agent_id!="_RETIRED"}}[5m]))
+
+# messages since the program was started
+sum without (agent_id, agent_name) (amptalk_agent_messages_received_total)
 ```
 
 With a `MeterProvider` of your own, histograms of agents that left move to `_RETIRED` where the SDK has them in explicit buckets;
 others stay as they were.
 
+Where an exporter prefers delta temporality, our pipeline tells of `_RETIRED` only what it has not told of the agents that left:
+the sum of all differences is right. OpenTelemetry's SDK does so for histograms, and can't for observable counters: with a
+`MeterProvider` of your own, and for counters of `monitor.observe`, leave `_RETIRED` out when you add up differences.
+
 ## Buckets
 
 Bounds are the inclusive upper ends of the buckets; a last bucket takes what is larger. They are given to OpenTelemetry as
 advice: a view in a `MeterProvider` of your own goes before them.
+
+Values below the lowest bound, 0.5 ms for durations, can't be told apart. A quantile there, in PromQL as in
+`Distribution.quantile`, is an interpolation between 0 and that bound, and no measurement.
 
 Durations, in seconds:
 

@@ -125,7 +125,14 @@ def test_the_recipes_are_more_than_none() -> None:
 
 def test_the_python_example_does_what_its_comments_say(monkeypatch: pytest.MonkeyPatch) -> None:
     (example,) = blocks(PAGES[0], "python")
+    made: list[Config] = []
     given: list[Config | None] = []
+
+    class Names(dict[str, Any]):
+        def __setitem__(self, name: str, value: Any) -> None:
+            super().__setitem__(name, value)
+            if name == "config":
+                made.append(value)
 
     def instrument(_orchestrator: object, config: Config | None = None) -> None:
         given.append(config)
@@ -133,9 +140,13 @@ def test_the_python_example_does_what_its_comments_say(monkeypatch: pytest.Monke
     monkeypatch.setattr(amptalk_otel, "instrument_orchestrator", instrument)
     monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", "1")
     monkeypatch.setenv("OTEL_SERVICE_NAME", "bot")
-    names: dict[str, Any] = {"orchestrator": object()}
-    exec(compile(example, "docs/configuration.md", "exec"), names)
-    assert given == [None, Config(prometheus_port=9464, service_name="bot"), Config(prometheus_port=9464)]
+    exec(compile(example, "docs/configuration.md", "exec"), {"orchestrator": object()}, Names())
+    assert made == [
+        Config(prometheus_port=9464),
+        Config(prometheus_port=9464, service_name="bot"),
+        Config(prometheus_port=1, service_name="bot"),
+    ]
+    assert given == made[-1:]
 
 
 def test_the_warnings_of_the_example_are_those_that_are_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from requests.utils import check_header_validity
 
 from amptalk_otel._guard import logger
 from amptalk_otel.config import SETTINGS, Config, Setting
@@ -92,7 +93,7 @@ def test_any_environment_gives_a_config_that_validates(environ: dict[str, str]) 
     assert len(messages) <= len(environ)
 
 
-@given(secret=st.text("0123456789abcdefXYZ!@:;, ", min_size=12), bad=st.booleans())
+@given(secret=st.text("0123456789abcdefXYZ!@:;, ", min_size=12).filter(lambda text: text[0] != " "), bad=st.booleans())
 def test_headers_never_show(secret: str, bad: bool) -> None:
     text = f"no-equals-sign-{secret}".replace("=", "") if bad else f"authorization={quote(secret)}"
     config, messages = read({"OTEL_EXPORTER_OTLP_HEADERS": text})
@@ -126,6 +127,23 @@ def test_no_other_number_is_a_port(number: int) -> None:
 
 @given(milliseconds=st.floats(1.0, 31_536_000_000.0))
 def test_every_time_from_a_millisecond_to_a_year_is_taken(milliseconds: float) -> None:
-    config, messages = read({"OTEL_METRIC_EXPORT_INTERVAL": repr(milliseconds)})
-    assert config.metric_export_interval_s == milliseconds / 1000.0
+    config, messages = read({"OTEL_METRIC_EXPORT_TIMEOUT": repr(milliseconds)})
+    assert config.metric_export_timeout_s == milliseconds / 1000.0
     assert messages == []
+
+
+@given(milliseconds=st.floats(0.0, 10.0, exclude_max=True))
+def test_no_interval_is_shorter_than_ten_milliseconds(milliseconds: float) -> None:
+    config, messages = read({"OTEL_METRIC_EXPORT_INTERVAL": repr(milliseconds)})
+    assert config == Config()
+    assert len(messages) == 1
+
+
+@given(headers=st.dictionaries(st.text(min_size=1).filter(str.strip), st.text(), min_size=1))
+def test_headers_are_what_requests_can_send_or_are_refused(headers: dict[str, str]) -> None:
+    text = ",".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in headers.items())
+    config, messages = read({"OTEL_EXPORTER_OTLP_HEADERS": text})
+    assert config.otlp_headers == ({} if messages else headers)
+    for header in config.otlp_headers.items():
+        check_header_validity(header)
+        assert "".join(header).isascii()

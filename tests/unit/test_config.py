@@ -139,7 +139,7 @@ BAD: dict[str, tuple[str, str]] = {
     "departed_agents_linger_s": ("nan", "300.0"),
     "max_agents": ("many", "1000"),
     "agent_grouping": ("kind", "id"),
-    "agents_include": (",", "nothing"),
+    "agents_include": (NOT_UTF8, "nothing"),
     "agents_exclude": (NOT_UTF8, "nothing"),
     "modules": ("meeting-core", "nothing"),
     "otlp_metrics_endpoint": ("http://", "OTEL_EXPORTER_OTLP_ENDPOINT"),
@@ -157,12 +157,12 @@ BAD_ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "prometheus_scope_labels": (None, "true", 1),
     "prometheus_web_config": ("", 5, b"web.yml", NOT_UTF8),
     "prometheus_bearer_token_file": ("", 5, b"token", NOT_UTF8),
-    "metric_export_interval_s": (None, "1", 0, -1, float("nan"), float("inf"), True, 10**400),
-    "metric_export_timeout_s": (None, 0),
+    "metric_export_interval_s": (None, "1", 0, -1, 0.009, float("nan"), float("inf"), True, 10**400),
+    "metric_export_timeout_s": (None, 0, 0.0009),
     "otlp_protocol": (None, "http/json", "GRPC", 1),
     "otlp_endpoint": ("", "ftp://collector", "http://", "http://a b", "http://host:0", "http://host:99999", 4318),
-    "otlp_headers": (None, "a=b", {"a": 1}),
-    "otlp_timeout_s": (None, 0, "10"),
+    "otlp_headers": (None, "a=b", {"a": 1}, {"a b": "c"}, {"": "b"}, {"a": "b\nc"}, {"a": "é"}),
+    "otlp_timeout_s": (None, 0, 0.0009, "10"),
     "otlp_compression": (None, "brotli"),
     "otlp_insecure": ("true", 1),
     "otlp_certificate": ("", b"ca.pem"),
@@ -297,6 +297,12 @@ def test_a_copy_with_changes_leaves_the_original_as_it_was() -> None:
     assert config == Config(service_name="a")
 
 
+@pytest.mark.parametrize("name", ["agents_include", "agents_exclude", "modules", "metrics_exporters"])
+def test_what_may_be_more_than_one_is_no_text(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{name}='x\*': must be a tuple of "):
+        Config(**{name: "x*"})  # type: ignore[arg-type]
+
+
 def test_a_copy_with_a_bad_change_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^prometheus_port=70000: must be a port number"):
         Config().with_changes(prometheus_port=70000)
@@ -407,6 +413,48 @@ def test_several_bad_variables_cost_one_warning_each(caplog: pytest.LogCaptureFi
     ]
 
 
+# -- endpoints without a scheme ------------------------------------------------------------------------
+
+NEEDED = "must begin with http:// or https:// where the protocol is http/protobuf"
+OTLP = "OTEL_EXPORTER_OTLP_"
+
+
+@pytest.mark.parametrize("exporter", ["OTEL_METRICS_EXPORTER", "OTEL_TRACES_EXPORTER"])
+def test_an_endpoint_to_push_to_over_http_has_a_scheme(exporter: str, caplog: pytest.LogCaptureFixture) -> None:
+    environ = {exporter: "otlp", f"{OTLP}ENDPOINT": "localhost:4318"}
+    assert Config.from_env(environ).otlp_endpoint is None
+    assert caplog.messages == [f"{OTLP}ENDPOINT='localhost:4318': {NEEDED}; using nothing instead"]
+    with pytest.raises(ValueError, match=f"^{OTLP}ENDPOINT='localhost:4318': {NEEDED}$"):
+        Config.from_env(environ, strict=True)
+    with pytest.raises(ValueError, match=f"^otlp_endpoint='//localhost:4318': {NEEDED}$"):
+        Config.from_env({exporter: "otlp"}, otlp_endpoint="//localhost:4318")
+    with pytest.raises(ValueError, match=r"^otlp_endpoint='localhost:4318': "):
+        Config(otlp_endpoint="localhost:4318").with_changes(metrics_exporters=("otlp",))
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {f"{OTLP}PROTOCOL": "grpc", "OTEL_METRICS_EXPORTER": "otlp"},
+        {f"{OTLP}METRICS_PROTOCOL": "grpc", "OTEL_METRICS_EXPORTER": "otlp"},  # and nothing is pushed over HTTP
+        {f"{OTLP}METRICS_ENDPOINT": "HTTPS://collector", "OTEL_METRICS_EXPORTER": "otlp"},
+        {},
+    ],
+)
+def test_no_other_endpoint_needs_one(environ: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
+    config = Config.from_env({f"{OTLP}ENDPOINT": "localhost:4317", **environ})
+    assert (config.otlp_endpoint, caplog.messages) == ("localhost:4317", [])
+
+
+def test_what_goes_in_the_place_of_an_endpoint_without_a_scheme_needs_one_too(caplog: pytest.LogCaptureFixture) -> None:
+    environ = {"OTEL_METRICS_EXPORTER": "otlp", f"{OTLP}METRICS_ENDPOINT": "a:1", f"{OTLP}ENDPOINT": "http://b"}
+    config = Config.from_env(environ)
+    assert (config.otlp_metrics_endpoint, config.otlp_endpoint) == (None, "http://b")
+    assert caplog.messages == [f"{OTLP}METRICS_ENDPOINT='a:1': {NEEDED}; using {OTLP}ENDPOINT instead"]
+    config = Config.from_env({**environ, f"{OTLP}ENDPOINT": "b:1"})
+    assert (config.otlp_metrics_endpoint, config.otlp_endpoint) == (None, None)
+
+
 # -- secrets -------------------------------------------------------------------------------------------
 
 
@@ -415,6 +463,8 @@ def test_headers_are_shown_nowhere(caplog: pytest.LogCaptureFixture) -> None:
     assert "s3cret" not in repr(config)
     assert "s3cret" not in str(config)
     assert "authorization" not in repr(config)
+    assert ", otlp_headers=(hidden), " in repr(config)
+    assert ", otlp_headers={}, " in repr(Config())
     with pytest.raises(ValueError, match="otlp_headers") as caught:
         Config(otlp_headers={"authorization": b"s3cret"})  # type: ignore[dict-item]
     assert str(caught.value) == "otlp_headers=(hidden): must be a mapping from texts to texts"
@@ -465,16 +515,31 @@ def test_a_password_in_a_bad_endpoint_variable_is_not_logged(caplog: pytest.LogC
     ]
 
 
+def test_a_query_of_an_endpoint_is_not_shown() -> None:
+    assert "otlp_endpoint='https://host/v1?(hidden)'" in repr(Config(otlp_endpoint="https://host/v1?api_key=s3cret"))
+
+
+def test_a_token_that_is_given_in_place_of_its_file_is_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+    config = Config(prometheus_bearer_token_file="s3cret")
+    assert ", prometheus_bearer_token_file=(hidden), " in repr(config)
+    assert ", prometheus_bearer_token_file=None, " in repr(Config())
+    Config.from_env({"AMPTALK_OTEL_PROMETHEUS_BEARER_TOKEN_FILE": f"s3cret{NOT_UTF8}"})
+    assert caplog.messages == [
+        "AMPTALK_OTEL_PROMETHEUS_BEARER_TOKEN_FILE=(hidden): must be UTF-8; using nothing instead"
+    ]
+    assert "s3cret" not in repr(config)
+
+
 def test_the_repr_shows_everything_else() -> None:
     shown = repr(Config(service_name="bot"))
     assert shown.startswith("Config(sdk_disabled=False, service_name='bot', resource_attributes={}, ")
     for setting in SETTINGS:
-        assert (f" {setting.field}=" in shown.replace("(", " ")) is (not setting.secret)
+        assert f" {setting.field}=" in shown.replace("(", " ")
 
 
-def test_the_headers_are_the_only_rows_marked_secret() -> None:
+def test_headers_and_the_tokens_file_are_the_only_rows_marked_secret() -> None:
     secret = [setting.field for setting in SETTINGS if setting.secret]
-    assert secret == ["otlp_headers", "otlp_metrics_headers", "otlp_traces_headers"]
+    assert secret == ["prometheus_bearer_token_file", "otlp_headers", "otlp_metrics_headers", "otlp_traces_headers"]
 
 
 # -- import --------------------------------------------------------------------------------------------

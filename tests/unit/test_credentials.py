@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -139,8 +140,8 @@ def test_only_so_many_passwords_wait_for_their_check_and_those_that_are_known_ne
         return False
 
     monkeypatch.setattr(bcrypt, "checkpw", held_up)
-    with ThreadPoolExecutor(4) as pool:
-        tasks = [pool.submit(passwords.admit, basic("alice", "x"), USERS) for _ in range(4)]
+    with ThreadPoolExecutor(5) as pool:
+        tasks = [pool.submit(passwords.admit, basic("alice", "x"), USERS) for _ in range(5)]  # one, and four that wait
         while passwords._waiting._value:
             pass
         with pytest.raises(TooBusyError):
@@ -148,18 +149,18 @@ def test_only_so_many_passwords_wait_for_their_check_and_those_that_are_known_ne
         assert passwords.admit(basic("alice", "wonderland"), USERS)
         assert sum(at_once) <= 1
         go_on.set()
-        assert [task.result(TIMEOUT_S) for task in tasks] == [False] * 4
+        assert [task.result(TIMEOUT_S) for task in tasks] == [False] * 5
     assert not passwords.admit(basic("alice", "x"), USERS)
 
 
 def test_a_password_that_comes_many_times_at_once_is_checked_once(checks: list[Any]) -> None:
     passwords = Passwords()
-    with passwords._turn, ThreadPoolExecutor(4) as pool:
-        tasks = [pool.submit(passwords.admit, basic("alice", "wonderland"), USERS) for _ in range(4)]
+    with passwords._turn, ThreadPoolExecutor(5) as pool:
+        tasks = [pool.submit(passwords.admit, basic("alice", "wonderland"), USERS) for _ in range(5)]
         while passwords._waiting._value:
             pass
         passwords._turn.release()
-        assert [task.result(TIMEOUT_S) for task in tasks] == [True] * 4
+        assert [task.result(TIMEOUT_S) for task in tasks] == [True] * 5
         passwords._turn.acquire()
     assert len(checks) == 1
 
@@ -207,10 +208,21 @@ def test_a_token_is_known_by_its_digest(tmp_path: Path) -> None:
 def test_a_file_without_a_token_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
-    with pytest.raises(UnusableError, match=r"token has no bearer token: letters, digits and \._~\+/- in one line$"):
+    with pytest.raises(
+        UnusableError, match=r"TOKEN_FILE has no bearer token: letters, digits and \._~\+/- in one line$"
+    ):
         read_token(path)
 
 
-def test_a_token_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnusableError, match=r"token can't be read \(No such file or directory\)$"):
+@pytest.mark.parametrize(("length", "reason"), [(10, "No such file or directory"), (400, "File name too long")])
+def test_a_token_in_place_of_its_file_is_refused_and_not_shown(tmp_path: Path, length: int, reason: str) -> None:
+    with pytest.raises(UnusableError) as caught:
+        read_token(tmp_path / ("s3cret" * length))
+    assert str(caught.value) == f"the file of AMPTALK_OTEL_PROMETHEUS_BEARER_TOKEN_FILE can't be read ({reason})"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
+def test_a_token_is_not_waited_for_at_a_fifo(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "token")
+    with pytest.raises(UnusableError, match=r"can't be read \(Not a regular file\)$"):
         read_token(tmp_path / "token")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import socket
@@ -143,6 +144,27 @@ def test_health_is_told_without_reading_a_metric(serve: Serve, page: Text) -> No
     assert page.asked == []
 
 
+def test_health_is_told_though_the_page_takes_all_threads(serve: Serve, page: Text) -> None:
+    server = serve(requests=1, wait_s=0.05)
+    page.go_on.clear()
+    with connect(server.port) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\n" + CLOSE)
+        wait_until(lambda: page.at_once == 1)
+        assert ask(server).status == 503
+        assert [ask(server, "/-/healthy", method).status for method in ("GET", "HEAD")] == [200, 200]
+        page.go_on.set()
+        assert receive_reply(client).status == 200
+
+
+def test_a_client_that_asks_for_health_and_never_reads_is_dropped_and_holds_up_nobody(serve: Serve) -> None:
+    server = serve()
+    with connect(server.port) as client, contextlib.suppress(ConnectionError):
+        for _ in range(600):
+            client.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+    assert ask(server).status == 200
+    wait_until(lambda: not server._front._connections and not server._front._answering)
+
+
 def test_options_tells_what_there_is_for_the_page_and_the_whole_server(serve: Serve) -> None:
     server = serve()
     for target in ("/metrics", "*"):
@@ -276,6 +298,11 @@ def test_a_connection_that_is_not_used_again_is_closed(serve: Serve) -> None:
         (b"GET /metrics HTTP/1.1\r\nHost : a\r\n\r\n", 400),
         (b"GET /metrics HTTP/1.1\r\nHost: a\r\n folded\r\n\r\n", 400),
         (b"GET /metrics HTTP/1.1\r\nHost: a\r\nX\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: abc\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length: \xb2\r\n\r\n", 400),
+        (b"GET /metrics HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", 400),
         (b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400),
         (b"GET /metrics HTTP/1.1\r\nHost: a\r\nX: \x00\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),  # the beginning of a TLS handshake
@@ -359,6 +386,20 @@ def test_a_slow_second_request_has_the_same_time(serve: Serve) -> None:
         assert reply.status == 408
 
 
+def test_an_empty_line_after_a_request_is_not_the_beginning_of_another(serve: Serve) -> None:
+    with connect(serve(head_s=0.05, idle_s=0.5).port) as client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n\r\n")
+        assert receive_reply(client).status == 200
+        assert until_closed(client) == b"", "it waits for the next one, and hangs up without a word"
+
+
+def test_a_request_may_follow_on_empty_lines_at_any_time(serve: Serve) -> None:
+    with connect(serve().port) as client:
+        for _ in range(3):
+            client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n\r\n\n")
+            assert receive_reply(client).status == 200
+
+
 def test_slow_clients_cost_no_thread_and_hold_up_nobody(serve: Serve) -> None:
     server = serve()
     with contextlib.ExitStack() as stack:
@@ -427,7 +468,6 @@ def test_no_more_requests_are_answered_at_once_than_the_limit_says(serve: Serve,
         tasks = [pool.submit(ask, server) for _ in range(6)]
         wait_until(lambda: sum(task.done() for task in tasks) == 4)
         refused = [task.result() for task in tasks if task.done()]
-        assert ask(server, "/-/healthy", "HEAD").status == 503
         page.go_on.set()
         answered = [task.result() for task in tasks]
     assert [reply.status for reply in refused] == [503] * 4
@@ -505,6 +545,71 @@ def test_a_bug_in_the_front_costs_one_connection_and_one_record(
     assert ask(server).status == 200
     (message,) = caplog.messages
     assert message.startswith("serving the metrics page was skipped (ZeroDivisionError at ")
+
+
+class _FatalError(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit, _FatalError])
+def test_what_ends_a_program_or_a_task_ends_no_server(
+    serve: Serve,
+    page: Text,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    lenient_guard: None,
+    raised: type[BaseException],
+) -> None:
+    server = serve()
+
+    def fail(*_: object) -> list[bytes]:
+        raise raised
+
+    with monkeypatch.context() as patch:
+        patch.setattr(page, "pages", fail)
+        assert ask(server).status == 500
+    (message,) = caplog.messages
+    assert message.startswith(f"serving the metrics page was skipped ({raised.__qualname__} at ")
+    assert ask(server).status == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_answer_that_breaks_off_ends_its_connection_and_costs_no_time(
+    serve: Serve, page: Text, monkeypatch: pytest.MonkeyPatch, lenient_guard: None
+) -> None:
+    server = serve()
+    turns = 0
+    turn = server._front._turn
+
+    def counted() -> None:
+        nonlocal turns
+        turns += 1
+        turn()
+
+    monkeypatch.setattr(server._front, "_turn", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr("amptalk_otel._connection.Connection.write", _cancelled)
+        assert exchange(server.port, b"GET /metrics HTTP/1.1\r\n" + CLOSE) == b""
+    wait_until(lambda: not server._front._connections)
+    time.sleep(0.1)  # in which the thread that waits for all has nothing to do
+    assert turns < 20
+    assert ask(server).status == 200
+
+
+def test_a_connection_that_comes_back_without_an_answer_is_closed(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve()
+    with monkeypatch.context() as patch:
+        patch.setattr(server._front, "_serve", server._front._return)  # a thread that does nothing
+        assert exchange(server.port, b"GET /metrics HTTP/1.1\r\n" + CLOSE) == b""
+    wait_until(lambda: not server._front._connections)
+    assert ask(server).status == 200
+
+
+def _cancelled(*_: object) -> None:
+    raise asyncio.CancelledError
 
 
 # -- the end -------------------------------------------------------------------------------------------

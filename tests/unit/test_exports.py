@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,8 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricsData
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 
-from amptalk_otel import Config, _pipeline, _traces
-from amptalk_otel._exports import Exports, SpansOut
+from amptalk_otel import Config, _exports, _pipeline, _traces
+from amptalk_otel._exports import _LOGGERS, Exports, SpansOut
 from amptalk_otel._otlp import metric_exporter, span_exporter
 from amptalk_otel._pipeline import Pipeline
 from tests.faults.collectors import OK, answering, read_request
@@ -100,6 +102,61 @@ def test_what_a_collector_answers_is_not_logged_but_its_status_is(
     assert SECRET not in everything_logged.text
 
 
+def answering_with(status: int, asked: list[bytes], *headers: str) -> Callable[[Any], None]:
+    """A collector that answers each push in the same way."""
+    lines = "".join(f"{header}\r\n" for header in headers)
+
+    def answer(client: Any) -> None:
+        asked.append(read_request(client)[0])
+        client.sendall(f"HTTP/1.1 {status} Status\r\n{lines}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        client.close()
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 307, 308])
+def test_a_collector_that_is_elsewhere_is_not_followed_and_told(
+    status: int, everything_logged: pytest.LogCaptureFixture
+) -> None:
+    asked: list[bytes] = []
+    followed: list[bytes] = []
+    with (
+        answering(answering_with(200, followed), Strikes()) as elsewhere,
+        answering(answering_with(status, asked, f"Location: http://127.0.0.1:{elsewhere}/"), Strikes()) as port,
+    ):
+        pipeline = Pipeline(pushing(port))
+        make_some(pipeline)
+        assert pipeline.flush(TIMEOUT_S) is False
+        assert pipeline.shutdown(TIMEOUT_S) is False
+    assert len(asked) == 3  # metrics twice, spans once
+    assert followed == []
+    told = [record.getMessage() for record in everything_logged.records if record.levelno >= logging.WARNING]
+    assert sorted(message.partition(";")[0] for message in told) == [
+        "metrics are not pushed (RedirectedError)",
+        "spans are not pushed (RedirectedError)",
+    ]
+    assert SECRET not in everything_logged.text
+
+
+@pytest.mark.parametrize("userinfo", ["", "user:from-url@"])
+def test_nothing_of_the_users_netrc_is_sent(userinfo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password s3cret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with http_collector() as collector:
+        pipeline = Pipeline(
+            Config(
+                metrics_exporters=("otlp",),
+                otlp_endpoint=f"http://{userinfo}127.0.0.1:{collector.port}",
+                otlp_headers={"authorization": "Bearer ours"},
+            )
+        )
+        count(pipeline, 1)
+        assert pipeline.shutdown(TIMEOUT_S)
+    (headers,) = collector.headers
+    of_the_url = f"Basic {base64.b64encode(b'user:from-url').decode()}"
+    assert headers["authorization"] == (of_the_url if userinfo else "Bearer ours")
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("make", [metric_exporter, span_exporter])
 def test_headers_of_the_environment_are_neither_logged_nor_sent(
@@ -129,12 +186,84 @@ def test_only_the_headers_of_the_settings_arrive(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_the_programs_own_exporters_log_is_left_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    Exports("metrics")
+    begun, done = threading.Event(), threading.Event()
+
+    def export() -> None:
+        with Exports("metrics").under_way():
+            begun.set()
+            done.wait(TIMEOUT_S)
+
+    thread = threading.Thread(target=export)
+    thread.start()
+    assert begun.wait(TIMEOUT_S)
     with refusing_port() as port:
         own = OTLPMetricExporter(endpoint=f"http://127.0.0.1:{port}/v1/metrics", timeout=0.1)
         own.export(MetricsData([]))
         own.shutdown()
     assert [record.name for record in caplog.records] == ["opentelemetry.exporter.otlp.proto.http.metric_exporter"]
+    done.set()
+    thread.join(TIMEOUT_S)
+
+
+def filters() -> dict[str, list[Any]]:
+    return {name: list(logging.getLogger(name).filters) for name in _LOGGERS}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_loggers_are_as_before_once_the_last_pipeline_has_ended(protocol: str) -> None:
+    before = filters()
+    with refusing_port() as port:
+        first, last = (Pipeline(pushing(port, protocol, otlp_timeout_s=0.5)) for _ in range(2))
+        make_some(first)
+        first.shutdown(TIMEOUT_S)
+        with Exports("metrics").under_way():
+            assert all(len(now) == len(before[name]) + 1 for name, now in filters().items())
+        last.shutdown(TIMEOUT_S)
+    assert filters() == before
+
+
+def test_what_hangs_beyond_the_end_is_not_logged_either(everything_logged: pytest.LogCaptureFixture) -> None:
+    before, go_on = filters(), threading.Event()
+
+    def hang(client: Any) -> None:
+        go_on.wait(TIMEOUT_S)
+        client.close()
+
+    with answering(hang, Strikes()) as port:
+        pipeline = Pipeline(pushing(port, traces_exporters=("none",), otlp_timeout_s=0.5))
+        make_some(pipeline)
+        assert pipeline.shutdown(0.1) is False
+        assert filters() != before
+        go_on.set()
+        for thread in threading.enumerate():
+            if thread.name in ("amptalk-otel-deadline", "OtelPeriodicExportingMetricReader"):
+                thread.join(TIMEOUT_S)
+    assert filters() == before
+    assert {record.name for record in everything_logged.records if record.levelno >= logging.WARNING} <= {
+        "amptalk_otel"
+    }
+
+
+def test_a_thread_that_logs_while_the_filter_comes_off_misses_none_of_the_programs() -> None:
+    logger, asked = logging.getLogger(_LOGGERS[0]), []
+    former = list(logger.filters)
+
+    def let_it_end(_record: logging.LogRecord) -> bool:
+        _exports._listen(-1)
+        return True
+
+    def own(record: logging.LogRecord) -> bool:
+        asked.append(record.getMessage())
+        return True
+
+    _exports._listen(1)
+    assert len(logger.filters) == len(former) + 1
+    logger.addFilter(let_it_end)
+    logger.addFilter(own)
+    logger.warning("of the program")
+    assert asked == ["of the program"]
+    assert logger.filters == [*former, let_it_end, own]
+    logger.filters = former
 
 
 # -- the end -------------------------------------------------------------------------------------------
@@ -148,6 +277,35 @@ def test_shutdown_keeps_its_time_with_a_black_hole(protocol: str) -> None:
         began = time.monotonic()
         assert pipeline.shutdown(0.5) is False
         assert time.monotonic() - began < 1.0
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("signal", ["metrics", "traces"])
+def test_what_could_not_be_pushed_is_told_by_flush_and_shutdown(signal: str, protocol: str) -> None:
+    other = "traces_exporters" if signal == "metrics" else "metrics_exporters"
+    with refusing_port() as port:
+        pipeline = Pipeline(pushing(port, protocol, otlp_timeout_s=0.2).with_changes(**{other: ("none",)}))
+        make_some(pipeline)
+        assert pipeline.flush(TIMEOUT_S) is False
+        make_some(pipeline)
+        assert pipeline.shutdown(TIMEOUT_S) is False
+
+
+def test_a_push_that_succeeds_at_the_second_attempt_has_succeeded() -> None:
+    later = b"HTTP/1.1 503 Later\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n"
+    taken: list[bytes] = []
+
+    def answer(client: Any) -> None:
+        while True:
+            taken.append(read_request(client)[0])
+            client.sendall(later if len(taken) == 1 else OK)
+
+    with answering(answer, Strikes()) as port:
+        pipeline = Pipeline(pushing(port, traces_exporters=("none",)))
+        make_some(pipeline)
+        assert pipeline.flush(TIMEOUT_S) is True
+        assert len(taken) == 2
+        assert pipeline.shutdown(TIMEOUT_S) is True
 
 
 def test_an_exporter_that_hangs_does_not_cost_the_others_their_last_values(

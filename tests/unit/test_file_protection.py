@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -353,8 +354,66 @@ def test_a_new_certificate_is_used_from_the_next_connection_on(
         with endpoint.connected(authority.trust()) as later:
             assert isinstance(later, ssl.SSLSocket)
             assert later.getpeercert(binary_form=True) != first
-        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-        assert receive_reply(client).status == 200
+        assert is_hung_up_on(client)  # and comes again with a new handshake
+
+
+def get_again(client: socket.socket, path: str = "/metrics") -> Reply:
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    return receive_reply(client)
+
+
+def is_hung_up_on(client: socket.socket, path: str = "/metrics") -> bool:
+    """Whether another request on a connection is not answered."""
+    try:
+        get_again(client, path)
+    except TimeoutError:
+        raise
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/-/healthy"])
+@pytest.mark.parametrize(
+    "after",
+    [
+        VERIFIED + "  client_allowed_sans: [other.example.com]\n",
+        VERIFIED.replace("authority.crt", "others.crt"),
+        USERS,
+    ],
+    ids=["name", "authority", "no TLS"],
+)
+def test_a_client_certificate_that_is_no_longer_allowed_ends_its_connections(
+    start: Start, authority: Authority, tmp_path: Path, after: str, path: str
+) -> None:
+    Authority(tmp_path, "others")
+    before = VERIFIED + "  client_allowed_sans: [prometheus.example.com]\n"
+    endpoint = start(before)
+    known = authority.trust(authority.client("known", NAMES["prometheus.example.com"]))
+    with endpoint.connected(known) as client, endpoint.connected(known) as other:
+        for _ in range(2):
+            assert get_again(client).status == get_again(other, path).status == 200
+        endpoint.write("web.yml", f"# the same\n{before}")
+        assert get_again(client).status == 200
+        endpoint.write("web.yml", after)
+        assert is_hung_up_on(client)
+        assert is_hung_up_on(other, path)
+
+
+@pytest.mark.parametrize("spoilt", ["server.crt", "server.key", "authority.crt", "web.yml"])
+def test_a_connection_is_told_that_a_file_of_tls_is_gone(
+    start: Start, authority: Authority, tmp_path: Path, spoilt: str
+) -> None:
+    endpoint = start(VERIFIED)
+    known = authority.trust(authority.client("prometheus"))
+    with endpoint.connected(known) as client:
+        assert get_again(client).status == 200
+        (tmp_path / spoilt).rename(tmp_path / "elsewhere")
+        assert [get_again(client).status for _ in range(2)] == [500, 500]
+        assert endpoint.refuses(known)
+        assert endpoint.page.read == 1
+        (tmp_path / "elsewhere").rename(tmp_path / spoilt)
+        assert endpoint.ask(tls=known).status == 200
 
 
 def test_a_new_password_is_asked_for_from_the_next_request_on(start: Start) -> None:
@@ -388,6 +447,40 @@ def test_a_file_that_is_spoilt_lets_nobody_in_until_it_is_mended(
     assert "wonderland" not in message
     endpoint.write("web.yml", USERS)
     assert [endpoint.ask(each).status for each in (ALICE, f"Bearer {TOKEN}", None)] == [200, 200, 401]
+
+
+@pytest.mark.parametrize(
+    "web",
+    [
+        f'basic_auth_users: {{"a\\ud800": {HASH}}}',
+        'tls_server_config: {cert_file: "a\\0b", key_file: server.key}',
+        VERIFIED.replace("client_ca_file: authority.crt", 'client_ca: "\\u00e9"'),
+    ],
+    ids=["a name", "a path", "a certificate"],  # a hash is another one each time
+)
+def test_a_file_that_nobody_would_write_is_one_that_is_spoilt(
+    start: Start, authority: Authority, caplog: pytest.LogCaptureFixture, web: str
+) -> None:
+    endpoint = start(USERS)
+    endpoint.write("web.yml", web)
+    assert [endpoint.ask(ALICE).status for _ in range(2)] == [500, 500]
+    assert endpoint.ask(path="/-/healthy").status == 200
+    (message,) = caplog.messages
+    assert message.startswith("nobody is let in to the metrics page: ")
+    endpoint.write("web.yml", USERS)
+    assert endpoint.ask(ALICE).status == 200
+    endpoint.write("beside.yml", web)
+    with pytest.raises(UnusableError):
+        FileProtection(str(endpoint.folder / "beside.yml"), None)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no FIFOs")
+def test_a_certificate_is_not_waited_for_at_a_fifo(start: Start, authority: Authority, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("server.crt", "server.key", "authority.crt"):
+        (tmp_path / "web.yml").write_text(VERIFIED.replace(name, "fifo"))
+        with pytest.raises(UnusableError, match=r"fifo.* can't be used \(not a regular file\)$"):
+            FileProtection(str(tmp_path / "web.yml"), None)
 
 
 @pytest.mark.parametrize("name", ["web.yml", "token"])
@@ -532,8 +625,9 @@ def test_nothing_is_served_where_the_protection_can_not_be_used(
         assert pipeline.metrics_url is None
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
-        reason = f"{tmp_path / 'nothing'} can't be read (No such file or directory)"
-        assert record.getMessage() == f"metrics are not served: {reason}"
+        is_token = setting == "prometheus_bearer_token_file"  # which may be the token itself, by mistake
+        named = "the file of AMPTALK_OTEL_PROMETHEUS_BEARER_TOKEN_FILE" if is_token else str(tmp_path / "nothing")
+        assert record.getMessage() == f"metrics are not served: {named} can't be read (No such file or directory)"
         with pytest.raises(ConnectionRefusedError):
             connect(port)
     finally:

@@ -203,7 +203,7 @@ def test_no_secret_comes_out(
         time.sleep(0.1)
         seen.add("repr", f"{handle!r} {handle.read()!r}")
         for one in reversed(handles):
-            one.shutdown(2.0)
+            one.shutdown(TIMEOUT_S)
     for thread in threading.enumerate():
         if thread.name.startswith("Otel"):
             thread.join(TIMEOUT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -344,12 +345,13 @@ def test_the_pipelines_own_provider_given_again_tells_nothing_twice() -> None:
     first = instrument_orchestrator(orchestrator, config=config)
     (pipeline,) = [pipeline for pipeline, _users in _pipeline._shared]
     again = instrument_orchestrator(orchestrator, meter_provider=pipeline.meter_provider)
-    other = instrument_orchestrator(Orchestrator("two"), meter_provider=pipeline.meter_provider)
+    two = Orchestrator("two")
+    other = instrument_orchestrator(two, meter_provider=pipeline.meter_provider)
     assert again is first
     assert other is not first
     lines = page(first.metrics_url).splitlines()
     assert sum(line.startswith("process_uptime_seconds ") for line in lines) == 1
-    assert len([line for line in lines if line.startswith("amptalk_orchestrator_agents{")]) == 2
+    assert len([line for line in lines if line.startswith("amptalk_orchestrator_agents{")]) == 2 * 2
     other.uninstrument()
     assert first.shutdown(TIMEOUT_S) is True
 
@@ -409,6 +411,24 @@ def test_differences_are_pushed_where_the_environment_prefers_them(
     assert found[:2] == [(temporality, 2), (temporality, 1 if preference == "delta" else 3)]
 
 
+@pytest.mark.usefixtures("lenient_guard")
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+def test_what_ends_a_program_or_a_task_costs_the_page_the_programs_own_instruments(
+    raised: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def callback(_options: metrics.CallbackOptions) -> list[metrics.Observation]:
+        raise raised
+
+    orchestrator = Orchestrator()
+    with instrument_orchestrator(orchestrator, config=Config(prometheus_port=0)) as instrumentation:
+        (pipeline,) = [pipeline for pipeline, _users in _pipeline._shared]
+        pipeline.meter_provider.get_meter("test").create_observable_gauge("things", [callback])
+        for _ in range(3):
+            assert "process_uptime_seconds" in page(instrumentation.metrics_url)
+    (message,) = caplog.messages
+    assert message.startswith(f"reading the program's own instruments was skipped ({raised.__qualname__} at ")
+
+
 def test_a_page_may_have_more_series_than_the_sdks_limit() -> None:
     with running(Config(prometheus_port=0)) as pipeline:
         counter = pipeline.meter_provider.get_meter("test").create_counter("things")
@@ -461,6 +481,7 @@ def test_a_host_that_can_not_be_bound_costs_one_log_line_and_the_page_only(
         assert (handle.active, handle.metrics_url) == (True, None)
     (message,) = caplog.messages
     assert message.startswith(f"metrics are not served: {host}:0 can't be bound (")
+    assert message.endswith("; set OTEL_EXPORTER_PROMETHEUS_HOST to an address of this machine")
 
 
 def test_the_sdk_disabled_means_nothing_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -742,6 +763,31 @@ def test_flush_returns_false_while_a_collector_does_not_answer(blocking: Blockin
         assert blocking.exporting.is_set()
         blocking.go_on.set()
         assert pipeline.flush(TIMEOUT_S) is True
+
+
+@pytest.mark.usefixtures("lenient_guard")
+def test_what_ends_a_program_or_a_task_is_a_failure_in_a_thread_of_ours(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def act(_timeout_ms: float) -> None:
+        raise asyncio.CancelledError
+
+    assert _pipeline._within(TIMEOUT_S, act, lambda _timeout_ms: None) is False
+    (message,) = caplog.messages
+    assert message.startswith("ending an exporter was skipped (CancelledError at ")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_ctrl_c_is_the_programs_where_there_is_no_thread_for_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def act(_timeout_ms: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(KeyboardInterrupt):
+        _pipeline._within(TIMEOUT_S, act)
 
 
 def test_an_interpreter_that_starts_no_more_threads_still_pushes_the_last_values(

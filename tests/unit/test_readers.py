@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from opentelemetry.metrics import Observation
+from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import Histogram, MeterProvider
 from opentelemetry.sdk.metrics.export import (
     AggregationTemporality,
@@ -29,6 +31,7 @@ from amptalk_otel._version import SCOPE_NAME, __version__
 from tests.unit.test_deltas import PREFERENCES
 from tests.unit.test_sources import agent, of_type
 
+TIMEOUT_S = 20.0
 RECEIVED = "amptalk.agent.messages.received"
 WAIT = "amptalk.agent.message.wait.duration"
 
@@ -161,6 +164,104 @@ def test_the_page_of_the_programs_own_instruments_has_nothing_of_ours() -> None:
     assert generate_latest(registry).decode().splitlines()[-1] == "things_total 5.0"
     assert b"collection" not in generate_latest(registry)
     provider.shutdown()
+
+
+class Ticking(Setup):
+    """Pushes by itself."""
+
+    def __init__(self, callback: Callable[[CallbackOptions], list[Observation]], **options: Any) -> None:
+        super().__init__(Exporter())
+        producer = CatalogueProducer(ProducerBridge())
+        self.reader = ProducingReader(self.exporter, producer, export_interval_millis=10.0, **options)
+        self.provider = MeterProvider([self.reader], Resource({"service.name": "bot"}), shutdown_on_exit=False)
+        self.provider.get_meter("program").create_observable_gauge("things", [callback])
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    until = time.monotonic() + TIMEOUT_S
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+@pytest.mark.usefixtures("lenient_guard")
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+def test_what_ends_a_program_or_a_task_does_not_end_the_thread_that_pushes(
+    raised: type[BaseException], caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    failures = 3
+
+    def callback(_options: CallbackOptions) -> list[Observation]:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise raised
+        return [Observation(5)]
+
+    setup = Ticking(callback)
+    wait_until(lambda: bool(setup.exporter.given))
+    assert setup.reader.lost == 3
+    setup.provider.shutdown()
+    (message,) = caplog.messages
+    assert message.startswith(f"pushing metrics was skipped ({raised.__qualname__} at ")
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("lenient_guard")
+def test_a_callback_that_always_raises_lets_the_thread_that_pushes_end() -> None:
+    def callback(_options: CallbackOptions) -> list[Observation]:
+        raise asyncio.CancelledError
+
+    setup = Ticking(callback)
+    setup.provider.shutdown(TIMEOUT_S * 1000)
+    thread: Any = setup.reader._daemon_thread
+    assert not thread.is_alive()
+    assert setup.reader.lost > 0
+
+
+def test_a_collection_that_takes_too_long_costs_one_record_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    collected: list[float] = []
+
+    def callback(_options: CallbackOptions) -> list[Observation]:
+        collected.append(time.monotonic())
+        time.sleep(0.02)
+        return [Observation(5)]
+
+    setup = Ticking(callback, export_timeout_millis=1.0)
+    setup.provider.get_meter("program").create_observable_gauge("others", [callback])
+    wait_until(lambda: len(collected) > 6)
+    setup.provider.shutdown()
+    assert [(record.name, record.exc_info) for record in caplog.records] == [("amptalk_otel", None)]
+    assert caplog.messages[0].startswith("metrics are not pushed (MetricsTimeoutError); ")
+    assert setup.reader.lost >= 2
+
+
+class Failing(Exporter):
+    """Fails in one of the ways that exporters fail."""
+
+    def __init__(self, outcome: MetricExportResult | Exception) -> None:
+        super().__init__()
+        self.outcome = outcome
+
+    def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize(
+    ("outcome", "lost"),
+    [(MetricExportResult.SUCCESS, 0), (MetricExportResult.FAILURE, 1), (MemoryError("s3cret"), 1)],
+)
+def test_a_push_that_fails_is_counted(
+    outcome: MetricExportResult | Exception, lost: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = Setup(Failing(outcome))
+    assert setup.provider.force_flush()
+    assert setup.reader.lost == lost
+    setup.provider.shutdown()
+    raised = [message.partition(";")[0] for message in caplog.messages]
+    assert raised == (["metrics are not pushed (MemoryError)"] if isinstance(outcome, Exception) else [])
 
 
 @pytest.mark.usefixtures("lenient_guard")

@@ -177,6 +177,29 @@ def test_a_version_that_is_no_number_is_no_error(registry: CollectorRegistry) ->
     assert b"answer 42.0" in body
 
 
+@pytest.mark.parametrize("version", ["2.0.0", "99.5.0", "1.0.0.0", "1.1"])
+def test_openmetrics_is_written_in_its_one_version_whichever_is_asked_for(
+    registry: CollectorRegistry, version: str
+) -> None:
+    with serving(registry) as server:
+        headers, body = get(server.url, Accept=f"application/openmetrics-text;version={version}")
+    assert headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    assert body.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize("quality", ["q=0", "q=0.0", " q=0.000 ", "Q = 0", "q=0;x=y"])
+def test_what_a_client_does_not_want_it_does_not_get(registry: CollectorRegistry, quality: str) -> None:
+    with serving(registry) as server:
+        accept = f"application/openmetrics-text;version=1.0.0;{quality}, text/plain"
+        headers, _ = get(server.url, Accept=accept, Accept_Encoding=f"gzip;{quality}, identity")
+        assert headers["Content-Type"].startswith("text/plain; version=")
+        assert headers["Content-Encoding"] is None
+        accept = "application/openmetrics-text;version=1.0.0;q=0.01"
+        headers, _ = get(server.url, Accept=accept, Accept_Encoding="gzip;q=0.01, *;q=0")
+        assert headers["Content-Type"].startswith("application/openmetrics-text")
+        assert headers["Content-Encoding"] == "gzip"
+
+
 def test_the_names_that_are_asked_for_reach_the_page(registry: CollectorRegistry) -> None:
     page = RegistryPage(registry)
     with serving(registry, page=page) as server:
@@ -235,6 +258,15 @@ def test_an_ipv6_address_is_served_and_shown_in_brackets(registry: CollectorRegi
         assert server.url.startswith("http://[::1]:")
         _, body = get(server.url)
     assert b"answer 42.0" in body
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "0", *(["::"] if has_ipv6() else [])])
+def test_all_addresses_of_the_machine_are_shown_as_one_that_can_be_asked(
+    registry: CollectorRegistry, host: str
+) -> None:
+    with serving(registry, host) as server:
+        assert server.url == f"http://localhost:{port_of(server)}/metrics"
+        assert b"answer 42.0" in get(server.url)[1]
 
 
 def test_nothing_is_printed_for_a_request(registry: CollectorRegistry, capfd: pytest.CaptureFixture[str]) -> None:

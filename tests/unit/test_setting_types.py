@@ -88,9 +88,14 @@ def test_other_texts_are_no_endpoints(text: str) -> None:
         ("user:secret@host:4317", "(hidden)@host:4317"),
         ("http://user:se/cr@et@host", "http://(hidden)@host"),
         ("http://user:a\nb@host", "http://(hidden)@host"),
+        ("https://host/v1?api_key=secret#part", "https://host/v1?(hidden)"),
+        ("https://host/v1#secret\nx", "https://host/v1#(hidden)"),
+        ("user:secret@host?key=secret", "(hidden)@host?(hidden)"),
+        ("https://host?key=a@b", "https://(hidden)@b"),
+        ("https://host?", "https://host?"),
     ],
 )
-def test_what_stands_before_an_at_sign_in_an_endpoint_is_hidden(url: str, shown: str) -> None:
+def test_what_stands_before_an_at_sign_in_an_endpoint_and_its_query_are_hidden(url: str, shown: str) -> None:
     assert types.without_credentials(url) == shown
 
 
@@ -122,6 +127,35 @@ def test_pairs_that_no_exporter_can_encode_are_refused() -> None:
     assert refused(types.pairs, f"{NOT_UTF8}=a") == "must be UTF-8"
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a=b", {"a": "b"}),
+        ("Authorization=Basic%20YTpi%3D%3D", {"Authorization": "Basic YTpi=="}),
+        ("x!#$%25&'*+-.^_`|~0=%21 ~", {"x!#$%&'*+-.^_`|~0": "! ~"}),
+        ("a=,", {"a": ""}),
+    ],
+)
+def test_headers_are_pairs(text: str, value: dict[str, str]) -> None:
+    assert types.headers(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["a%20b=c", "a%3A=b", "%00=a", "%C3%A9=a", "a=%C3%A9", "a=b%0Ac", "a=b%0D", "a=%00", "a=%7F", "a=%20b"]
+)
+def test_pairs_that_http_can_not_send_are_no_headers(text: str) -> None:
+    assert types.pairs(text)
+    assert refused(types.headers, text) == (
+        "must be names and values of HTTP headers, which are ASCII and have no control characters"
+    )
+    with pytest.raises(ValueError, match="must be names and values of HTTP headers"):
+        types.check(types.headers, types.pairs(text))
+
+
+def test_headers_that_are_no_pairs_are_refused_as_such() -> None:
+    assert refused(types.headers, "a") == "must be key=value pairs separated by commas"
+
+
 @pytest.mark.parametrize(("text", "value"), [("0", 0), ("8000", 8000), ("65535", 65535), ("0000008000", 8000)])
 def test_ports_are_whole_numbers_up_to_65535(text: str, value: int) -> None:
     assert types.port(text) == value
@@ -132,22 +166,37 @@ def test_nothing_else_is_a_port(text: str) -> None:
     assert refused(types.port, text) == "must be a port number from 0 to 65535"
 
 
-@pytest.mark.parametrize(("text", "value"), [("10", 10.0), ("0.5", 0.5), ("1e3", 1000.0), ("31536000", 31_536_000.0)])
-def test_seconds_are_numbers_above_0(text: str, value: float) -> None:
+@pytest.mark.parametrize(
+    ("text", "value"), [("10", 10.0), ("0.001", 0.001), ("1e3", 1000.0), ("31536000", 31_536_000.0)]
+)
+def test_seconds_are_numbers_from_a_thousandth(text: str, value: float) -> None:
     assert types.seconds(text) == value
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("10", 0.01), ("0.5", 0.0005), ("60000", 60.0), ("31536000000", 31_536_000.0)]
+    ("text", "value"), [("10", 0.01), ("1", 0.001), ("60000", 60.0), ("31536000000", 31_536_000.0)]
 )
 def test_milliseconds_become_seconds(text: str, value: float) -> None:
     assert types.milliseconds(text) == value
 
 
-@pytest.mark.parametrize("parse", [types.seconds, types.milliseconds])
+TIMES = {
+    types.seconds: ("0.00099", "from a millisecond to a year"),
+    types.milliseconds: ("0.99", "from a millisecond to a year"),
+    types.interval: ("9.99", "from 10 milliseconds to a year"),
+    types.linger: ("0", "above 0 and at most a year"),
+}
+
+
+@pytest.mark.parametrize("parse", TIMES)
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "-inf", "1e400", "1e-400", "31536000001", "ten", "1s", ""])
 def test_nothing_else_is_a_time(parse: Callable[[str], float], text: str) -> None:
-    assert refused(parse, text) == "must be a number above 0 and at most a year"
+    too_little, limits = TIMES[parse]
+    assert refused(parse, text) == refused(parse, too_little) == f"must be a number {limits}"
+
+
+def test_an_interval_is_10_milliseconds_at_least_and_what_lingers_may_go_at_once() -> None:
+    assert (types.interval("10"), types.linger("1e-9")) == (0.01, 1e-12)
 
 
 @pytest.mark.parametrize(("text", "value"), [("0", 0), ("100", 100), ("1000000000", 1_000_000_000), ("007", 7)])
@@ -222,6 +271,13 @@ def test_nothing_else_is_a_name(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "value"), [("secret-*,", ("secret-*",)), (" a , ,b?,", ("a", "b?")), (",", ()), (" , ", ())]
+)
+def test_patterns_are_separated_by_commas_and_blank_ones_are_none(text: str, value: tuple[str, ...]) -> None:
+    assert types.patterns(text) == value
+
+
+@pytest.mark.parametrize(
     ("parse", "value"),
     [
         (types.names, ("a.b",)),
@@ -232,6 +288,10 @@ def test_nothing_else_is_a_name(text: str) -> None:
         (types.port, 0),
         (types.seconds, 1),
         (types.milliseconds, 0.001),
+        (types.interval, 0.01),
+        (types.linger, 1e-9),
+        (types.headers, {"a": "b"}),
+        (types.patterns, ("a*",)),
         (types.count, 0),
         (types.choice("a", "b"), "b"),
         (types.choices("a", "b"), ("b", "a")),
