@@ -74,12 +74,18 @@ class BucketCounts:
 class Distribution:
     """What a histogram held when it was read. Not to be changed.
 
+    `+` adds two, `-` tells what was observed since an earlier reading of the same one; both raise ValueError for
+    other bounds.
+
     Nor frozen: to make one would take two to five times as long, and every scrape makes thousands.
     """
 
     bounds: tuple[float, ...]
+    """Inclusive upper ends of the buckets, ascending: seconds or bytes."""
     counts: tuple[int, ...]
+    """Values in each bucket, not cumulative. There is one more than bounds: the last is of what is larger."""
     sum: float
+    """All values added up, in the unit of the bounds."""
     exemplars: tuple[Exemplar, ...] = field(default=(), compare=False)
     """At most one of each bucket, by bucket."""
 
@@ -116,9 +122,11 @@ class Distribution:
             raise ValueError("histograms with different bounds can't be added or subtracted")
 
     def quantile(self, q: float) -> float | None:
-        """The q-quantile (0 ≤ q ≤ 1), interpolated inside its bucket as PromQL's `histogram_quantile` does.
+        """The q-quantile, in the unit of the bounds, interpolated in its bucket as PromQL's `histogram_quantile` does.
 
-        None where nothing was observed; the highest bound where the quantile lies beyond it.
+        None where nothing was observed; the highest bound where the quantile lies beyond it. Values below the lowest
+        bound (0.5 ms for durations) can't be told apart: a quantile there is an interpolation between 0 and that
+        bound, not a measurement. Raises ValueError for `q` outside of 0 to 1.
         """
         if not 0.0 <= q <= 1.0:
             raise ValueError(f"a quantile lies between 0 and 1, not {q}")

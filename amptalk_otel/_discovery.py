@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
+from amptalk_otel._forks import lock_of
 from amptalk_otel._guard import guarded
 from amptalk_otel._patch import Patches
 
@@ -18,7 +19,7 @@ TAILS = ("core.framework.orchestrator", "core.orchestrator")
 
 CLASS_NAME = "Orchestrator"
 
-_lock = threading.RLock()
+_lock = lock_of(sys.modules[__name__], threading.RLock)
 _covers: list[_Cover] = []
 _under_construction: set[int] = set()  # ids of instances whose constructor runs
 

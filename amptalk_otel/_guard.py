@@ -11,22 +11,14 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from amptalk_otel._forks import after_fork
+from amptalk_otel._forks import lock_of
 
 logger = logging.getLogger("amptalk_otel")
 
 _QUIET_S = 60.0
-_lock = threading.Lock()
+_lock = lock_of(sys.modules[__name__], threading.Lock)
 _quiet_until: dict[str, float] = {}
 _strict = False
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-after_fork(_renew_lock)
 
 
 def set_strict(*, strict: bool) -> bool:

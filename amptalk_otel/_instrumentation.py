@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import fields
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,8 @@ from opentelemetry.trace import TracerProvider
 
 from amptalk_otel import _pipeline
 from amptalk_otel._bridge import bridge_for
-from amptalk_otel._forks import after_fork
-from amptalk_otel._guard import guarded, logger, swallow
+from amptalk_otel._forks import lock_of
+from amptalk_otel._guard import complain, guarded, logger, swallow
 from amptalk_otel._protocols import (
     ORCHESTRATOR_ATTRIBUTES,
     STATE_MANAGER_ATTRIBUTES,
@@ -32,16 +34,20 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+_SHUTDOWN_S = 5.0
+
+
 class Instrumentation:
     """What `instrument_orchestrator` and its kin return: the way to the numbers, and the way to end it.
 
-    As a context manager it ends with `shutdown()`. Dropping the handle does not end the instrumentation.
+    As a context manager it ends with `shutdown()`: by `async with` without blocking the event loop, by `with` for
+    programs that have none. Dropping the handle does not end the instrumentation.
     """
 
     def __init__(self) -> None:
         self._watch: Watch | None = None
         self._pipeline: _pipeline.Pipeline | None = None
-        self._lock = threading.Lock()
+        self._lock = lock_of(self, threading.Lock)
 
     @classmethod
     def _of(cls, watch: Watch, pipeline: _pipeline.Pipeline | None) -> Instrumentation:
@@ -91,20 +97,24 @@ class Instrumentation:
         if watch is not None:
             guarded("uninstrumenting", watch.release)
 
-    def shutdown(self, timeout_s: float = 5.0) -> bool:
+    def shutdown(self, timeout_s: float = _SHUTDOWN_S) -> bool:
         """Push the last values, uninstrument, stop serving and end all threads.
 
-        Returns True when all of that ended within `timeout_s` seconds, False when something, such as a
-        collector that does not answer, took longer and was left behind. Blocks up to that long: from a
-        coroutine, `await asyncio.to_thread(instrumentation.shutdown)`. Harmless the second time.
+        Returns True when all of that succeeded within `timeout_s` seconds, False when something could not be
+        pushed or, with a collector that does not answer, took longer and was left behind. Blocks up to that long:
+        coroutines use `async with`, or `await asyncio.to_thread(instrumentation.shutdown)`. Harmless the second time.
         """
-        with self._lock:
-            pipeline, self._pipeline = self._pipeline, None
+        pipeline = self._let_go_of_pipeline()
         in_time = True
         if pipeline is not None:
             in_time = bool(guarded("shutting down", _pipeline.release, pipeline, timeout_s))
         self.uninstrument()
         return in_time
+
+    def _let_go_of_pipeline(self) -> _pipeline.Pipeline | None:
+        with self._lock:
+            pipeline, self._pipeline = self._pipeline, None
+        return pipeline
 
     def __enter__(self) -> Self:
         return self
@@ -113,6 +123,19 @@ class Instrumentation:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.shutdown()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pipeline = self._let_go_of_pipeline()
+        try:
+            if pipeline is not None:
+                await _pipeline.release_in_thread(pipeline, _SHUTDOWN_S)
+        finally:  # on the loop that runs the agents, and also when we are cancelled
+            self.uninstrument()
 
 
 def instrument_orchestrator(
@@ -131,8 +154,11 @@ def instrument_orchestrator(
 
     Call it before or after `orchestrator.start()`, on the thread of the event loop that runs the agents
     (or before the loop runs). Calling it again for the same orchestrator returns the first handle, unless
-    another `meter_provider` is given; a `tracer_provider` is taken then if there was none. It raises nothing: what
-    can't be watched is told in one log record, and the program goes on.
+    another `meter_provider` is given: whoever ends it ends it for all. A `tracer_provider` is taken then if there
+    was none; a `config` of other settings is not, which costs one log record.
+
+    It raises nothing: what can't be watched is told in one log record, and the program goes on. Then, and with
+    `OTEL_SDK_DISABLED`, the handle is not `active`, and ending it does nothing.
     """
     return _instrument(
         orchestrator,
@@ -203,16 +229,7 @@ def _missing(target: Any, names: tuple[str, ...]) -> str | None:
     return f"it has no {', '.join(missing)}" if missing else None
 
 
-_lock = threading.RLock()
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.RLock()
-
-
-after_fork(_renew_lock)
-
+_lock = lock_of(sys.modules[__name__], threading.RLock)
 _existing: dict[int, list[_Existing]] = {}  # by id of what is instrumented
 
 
@@ -224,9 +241,11 @@ class _Existing:
         target: Any,
         provider: MeterProvider,
         pipeline: _pipeline.Pipeline | None,
+        config: Config,
         instrumentation: Instrumentation,
     ) -> None:
         self._pipeline = pipeline
+        self._config = config
         self.target = weakref.ref(target)
         self.provider = weakref.ref(provider)
         self.instrumentation = instrumentation
@@ -242,6 +261,23 @@ class _Existing:
             return False
         return provider is None or self.provider() is provider
 
+    def join(self, config: Config | None, tracer_provider: TracerProvider | None) -> Instrumentation:
+        """The answer to another call, whose settings are not taken."""
+        if config is not None and config != self._config:
+            others = [
+                field.name
+                for field in fields(config)
+                if getattr(config, field.name) != getattr(self._config, field.name)
+            ]
+            complain(
+                f"another config for {id(self)}",
+                "%s is instrumented already and keeps its settings: another %s is not taken",
+                type(self.target()).__qualname__,
+                ", ".join(others),
+            )
+        self.instrumentation._trace(tracer_provider, config)  # noqa: SLF001 - our own module's
+        return self.instrumentation
+
 
 def _instrument(
     target: Any,
@@ -256,26 +292,23 @@ def _instrument(
         with _lock:
             existing = _find(target, meter_provider)
             if existing is not None:
-                existing._trace(tracer_provider, config)  # noqa: SLF001 - our own module's
-                return existing
+                return existing.join(config, tracer_provider)
             return _begin(target, unusable, start, config, meter_provider, tracer_provider)
     except Exception:
         swallow("instrumenting")
         return Instrumentation()
 
 
-def _remember(
-    target: Any, provider: MeterProvider, pipeline: _pipeline.Pipeline | None, instrumentation: Instrumentation
-) -> None:
+def _remember(target: Any, existing: _Existing) -> None:
     if id(target) not in _existing:
         weakref.finalize(target, _existing.pop, id(target), None).atexit = False
-    _existing.setdefault(id(target), []).append(_Existing(target, provider, pipeline, instrumentation))
+    _existing.setdefault(id(target), []).append(existing)
 
 
-def _find(target: Any, provider: MeterProvider | None) -> Instrumentation | None:
+def _find(target: Any, provider: MeterProvider | None) -> _Existing | None:
     known = _existing.get(id(target), [])
     known[:] = [entry for entry in known if entry.instrumentation.active]
-    return next((entry.instrumentation for entry in known if entry.answers(target, provider)), None)
+    return next((entry for entry in known if entry.answers(target, provider)), None)
 
 
 def _begin(
@@ -311,5 +344,5 @@ def _begin(
             _pipeline.release(pipeline, _GIVE_UP_S)
         raise
     instrumentation = Instrumentation._of(watch, pipeline)  # noqa: SLF001 - our own module's
-    _remember(target, meter_provider, pipeline, instrumentation)
+    _remember(target, _Existing(target, meter_provider, pipeline, config, instrumentation))
     return instrumentation

@@ -41,14 +41,14 @@ class Pace:
         """Pause if it is time to. Costs a tenth of a microsecond if it is not."""
         now = time.perf_counter()
         if now >= self._until:
-            if not _runs_a_loop():
+            if not runs_a_loop():
                 time.sleep(PAUSE_S)
             again = time.perf_counter()
             former_s, self._waited_s = self._waited_s, again - now
             self._until = again + min(MOST_WORK_S, max(WORK_S, min(former_s, self._waited_s) / _SHARE))
 
 
-def _runs_a_loop() -> bool:
+def runs_a_loop() -> bool:
     """Whether this thread runs an event loop: then a pause would delay what it is there to protect."""
     try:
         asyncio.get_running_loop()

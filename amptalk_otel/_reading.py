@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from amptalk_otel._agent_recorder import AgentRecorder
 from amptalk_otel._buckets import DURATION_BOUNDS_S, SIZE_BOUNDS_BYTES, Distribution
 from amptalk_otel._labels import NO_COUNTS
+from amptalk_otel._pace import runs_a_loop
 from amptalk_otel._recorder import OperationKey, OperationRecorder, OrchestratorRecorder, StateRecorder
 from amptalk_otel._timesheet import Spent, TimeReading
 from amptalk_otel._type_recorder import CANCELLED, TAKEN, UNREGISTERED, TypeRecorder
@@ -17,6 +18,7 @@ from amptalk_otel._type_recorder import CANCELLED, TAKEN, UNREGISTERED, TypeReco
 _TRIES = 50
 _PAUSE_S = 0.0002
 _LONG_TRIES = 30
+_TRIES_ON_A_LOOP = 3
 _LONG_PAUSE_S = 0.003
 
 
@@ -25,17 +27,29 @@ class TypeReading:
     """The counts of one message type at one agent, at one moment."""
 
     message_type: str
+    """The attribute `message.type`."""
     received: int
+    """Messages that came into the inbox."""
     taken: int
+    """Messages that the agent took from the inbox."""
     processed: int
+    """Messages that were processed with success."""
     sent: int
+    """Messages that the agent sent and that were accepted for delivery."""
     failed: dict[str, int]
+    """Messages that failed for good, by `error.type`."""
     dropped: dict[str, int]
+    """Messages that came and will never be finished, by `reason`: cancelled, unregistered or taken."""
     undeliverable: dict[str, int]
+    """Messages that the agent sent and that reached no inbox, by `reason`: unknown_target, expired or error."""
     retries: dict[str, int]
+    """Attempts after the first, by `error.type` of the attempt before."""
     wait: Distribution
+    """Time in the inbox, in seconds."""
     process: Distribution
+    """Time from being taken to success or failure, retries included, in seconds."""
     size: Distribution
+    """Sampled payload sizes, in bytes."""
     stamp: tuple[Any, ...] = field(default=(), repr=False, compare=False)
     """The same object in two readings between which nothing changed; empty where nobody knows."""
 
@@ -58,9 +72,13 @@ class StateReading:
     """What a state manager holds, and how long its operations took."""
 
     storage: str
+    """The attribute `state.storage`, such as `memory`."""
     size_bytes: int | None
+    """Serialised size of the states in memory; None where it is not known."""
     items: int | None
+    """How many states are in memory; None where it is not known."""
     durations: dict[tuple[str, str | None], Distribution]
+    """Seconds by operation (`read`, `write` or `delete`) and `error.type`, which is None for success."""
 
 
 @dataclass(slots=True, unsafe_hash=True)  # not frozen: see `Distribution`
@@ -68,14 +86,23 @@ class AgentReading:
     """One agent at one moment. `received = processed + failed + dropped + in_flight + queue_size + unaccounted`."""
 
     agent_id: str
+    """The attribute `agent.id`."""
     agent_name: str
+    """The attribute `agent.name`."""
     orchestrator_name: str | None
+    """The attribute `orchestrator.name`; None without an orchestrator."""
     running: bool
+    """Whether the agent takes messages."""
     uptime_s: float
+    """Seconds since the agent was started; 0 while it is stopped."""
     queue_size: int
+    """Messages in the inbox."""
     oldest_age_s: float | None
+    """Seconds that the oldest message has waited; None for an empty inbox, for which the metric is 0."""
     types: tuple[TypeReading, ...]
+    """What was counted, by message type."""
     states: tuple[StateReading, ...] = field(default=())
+    """The agent's state manager, where it has one."""
     recorder_id: int = field(default=0, repr=False, compare=False)  # the same in two readings of one agent
     queue_peak: int = 0
     """The highest length of the inbox in the last minute."""
@@ -92,45 +119,52 @@ class AgentReading:
 
     @property
     def received(self) -> int:
+        """Messages that came into the inbox."""
         return sum(reading.received for reading in self.types)
 
     @property
     def processed(self) -> int:
+        """Messages that were processed with success."""
         return sum(reading.processed for reading in self.types)
 
     @property
     def failed(self) -> int:
+        """Messages that failed for good; `types` tells the errors."""
         return sum(sum(reading.failed.values()) for reading in self.types)
 
     @property
     def dropped(self) -> int:
+        """Messages that came and will never be finished; `types` tells the reasons."""
         return sum(sum(reading.dropped.values()) for reading in self.types)
 
     @property
     def sent(self) -> int:
+        """Messages that the agent sent and that were accepted for delivery."""
         return sum(reading.sent for reading in self.types)
 
     @property
     def retries(self) -> int:
+        """Attempts after the first; `types` tells the errors."""
         return sum(sum(reading.retries.values()) for reading in self.types)
 
     @property
     def undeliverable(self) -> int:
+        """Messages that the agent sent and that reached no inbox; `types` tells the reasons."""
         return sum(sum(reading.undeliverable.values()) for reading in self.types)
 
     @property
     def wait_histogram(self) -> Distribution:
-        """Time in the inbox, all message types together."""
+        """Time in the inbox, in seconds, all message types together."""
         return _merged((reading.wait for reading in self.types), DURATION_BOUNDS_S)
 
     @property
     def process_histogram(self) -> Distribution:
-        """Time of processing, all message types together."""
+        """Time of processing, in seconds, all message types together."""
         return _merged((reading.process for reading in self.types), DURATION_BOUNDS_S)
 
     @property
     def size_histogram(self) -> Distribution:
-        """Sampled payload sizes, all message types together."""
+        """Sampled payload sizes, in bytes, all message types together."""
         return _merged((reading.size for reading in self.types), SIZE_BOUNDS_BYTES)
 
 
@@ -177,7 +211,8 @@ def read_types(
     moment and tries again, at most 50 times (10 ms). After that it takes what it has: an inbox that was
     changed behind the hooks' back (`queue._queue.clear()`) does not agree before the agent takes its next message,
     and its real length is told. When they are seen to disagree for the first time, the reader waits for another 90 ms:
-    on a busy machine the writer may have been interrupted just then.
+    on a busy machine the writer may have been interrupted just then. On the thread of an event loop nothing is waited
+    for: a writer of that loop can't be interrupted by its reader, and one of another loop may be, for this one reading.
 
     Costs about 5 microseconds for each type.
     """
@@ -188,12 +223,20 @@ def read_types(
             queued = sum([reading.queued for reading in types])
             if length in (None, queued) and moment.in_hand == sum([reading.in_flight for reading in types]):
                 return types, queued, moment
-        if index == _TRIES and recorder.disagreed == (recorder.last_read, length, moment.in_hand):
+        is_known = index == _TRIES and recorder.disagreed == (recorder.last_read, length, moment.in_hand)
+        if is_known or not _stepped_aside(index):
             break
-        time.sleep(_PAUSE_S if index < _TRIES else _LONG_PAUSE_S)
     types, length, moment = _read(recorder), queue_size(), _moment(recorder)
     recorder.disagreed = recorder.last_read, length, moment.in_hand
     return _told_apart(types, length, moment)
+
+
+def _stepped_aside(index: int) -> bool:
+    """Let the writer go on before another try; False where this has been tried often enough."""
+    if runs_a_loop():
+        return index < _TRIES_ON_A_LOOP
+    time.sleep(_PAUSE_S if index < _TRIES else _LONG_PAUSE_S)
+    return True
 
 
 def _told_apart(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import contextlib
 import os
 import pkgutil
 import runpy
@@ -15,13 +17,16 @@ from types import CodeType, ModuleType, TracebackType
 from amptalk_otel._zero_code import ZeroCode
 from amptalk_otel.config import Config
 
+_NOTHING = "no orchestrator was found; name its module in AMPTALK_OTEL_MODULES (docs/zero-code.md)"
 
-def run_program(command: Sequence[str], config: Config) -> int:
+
+def run_program(command: Sequence[str], config: Config, *, quiet: bool = False) -> int:
     """Run `app.py [arguments]` or `-m module [arguments]` as Python would; returns its exit code.
 
     The program's exceptions pass unchanged, and its tracebacks are shown without our frames. Metrics are
     served and pushed until the process ends, for threads too that outlive the main module; the last values
-    are pushed at its exit. With port 0 the address of the page is told on stderr.
+    are pushed at its exit. Unless `quiet`, stderr is told the address of the page once, or at the exit of a program
+    that did not fail that no orchestrator was found.
     """
     main = sys.modules["__main__"] = ModuleType("__main__")
     vars(main).update(__builtins__=builtins, __annotations__={})
@@ -31,19 +36,32 @@ def run_program(command: Sequence[str], config: Config) -> int:
         _say(f"can't open {command[0]} ({error.strerror or type(error).__qualname__})")
         return 2
     if not config.sdk_disabled:
-        ZeroCode(config, tell_url=lambda url: _say(f"metrics at {url}"))
+        zero_code = ZeroCode(config, tell_url=None if quiet else lambda url: _say(f"metrics at {url}"))
+        if not quiet:
+            atexit.register(_tell_if_nothing_was_found, zero_code, os.getpid())  # threads may outlive the main module
     try:
         run()
-    except SystemExit:
+    except SystemExit as end:
+        if end.code:
+            atexit.unregister(_tell_if_nothing_was_found)
         raise
     except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt):
+            atexit.unregister(_tell_if_nothing_was_found)
         _show_from(_without_us(error.__traceback__))
         raise
     return 0
 
 
+def _tell_if_nothing_was_found(zero_code: ZeroCode, process_id: int) -> None:
+    if not zero_code.found_any and os.getpid() == process_id:
+        _say(_NOTHING)
+
+
 def _say(text: str) -> None:
-    print(f"amptalk-otel: {text}", file=sys.stderr)  # noqa: T201 - the command's own word, before or beside the program
+    """The command's own word, before, beside or after the program; not on stdout, whatever became of stderr."""
+    with contextlib.suppress(Exception):
+        sys.stderr.write(f"amptalk-otel: {text}\n")
 
 
 def _prepare(command: Sequence[str], main: ModuleType) -> Callable[[], None]:

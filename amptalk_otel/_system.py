@@ -7,9 +7,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from functools import cached_property
 
 import psutil
+
+from amptalk_otel._forks import after_fork_of, lock_of
 
 _MIN_WINDOW_S = 1.0
 _FIRST_WINDOW_S = 0.1
@@ -28,7 +29,7 @@ class CpuWindow:
     def __init__(self, sample: Callable[[], tuple[float, float]]) -> None:
         """`sample` returns (busy, available) CPU seconds, both only growing."""
         self._sample = sample
-        self._lock = threading.Lock()
+        self._lock = lock_of(self, threading.Lock)
         self._value: float | None = None
         self._looked_at = time.monotonic()
         self._busy = self._available = 0.0
@@ -41,12 +42,18 @@ class CpuWindow:
 
     def read(self) -> float | None:
         """Between 0 and 1; None in the first tenth of a second. The value found last while another reader hangs."""
-        if not self._lock.acquire(timeout=_PATIENCE_S):
+        lock = self._lock
+        if not lock.acquire(timeout=_PATIENCE_S):
             return self._value
         try:
             return self._read()
         finally:
-            self._lock.release()
+            lock.release()
+
+    def forget(self) -> None:
+        """What is sampled begins anew, and so does the window."""
+        self._value, self._begun = None, False
+        self._looked_at = time.monotonic()
 
     def _read(self) -> float | None:
         window_s = time.monotonic() - self._looked_at
@@ -77,8 +84,16 @@ class System:
 
     def __init__(self) -> None:
         self._cpus = _cpus_available()
+        self._process: psutil.Process | None = None  # made by whoever reads first: it may fail
+        self._anchor_s: float | None = None
         self._system_cpu = CpuWindow(_system_cpu_times)
         self._process_cpu = CpuWindow(self._process_cpu_times)
+        after_fork_of(self, System._forget_process)
+
+    def _forget_process(self) -> None:
+        """A forked child is another process, with an age and CPU time of its own."""
+        self._process = self._anchor_s = None
+        self._process_cpu.forget()
 
     def system_cpu_utilization(self) -> float | None:
         return self._system_cpu.read()
@@ -94,25 +109,25 @@ class System:
         return int(psutil.virtual_memory().available)
 
     def process_memory_usage(self) -> int:
-        return int(self._process.memory_info().rss)
+        return int(self._own_process().memory_info().rss)
 
     def process_memory_virtual(self) -> int:
-        return int(self._process.memory_info().vms)
+        return int(self._own_process().memory_info().vms)
 
     def process_uptime(self) -> float:
         """Seconds since the process was created: wall time once, monotonic from then on."""
+        if self._anchor_s is None:
+            self._anchor_s = time.time() - self._own_process().create_time() - time.monotonic()
         return self._anchor_s + time.monotonic()
 
-    @cached_property
-    def _process(self) -> psutil.Process:
-        return psutil.Process()
-
-    @cached_property
-    def _anchor_s(self) -> float:
-        return float(time.time() - self._process.create_time() - time.monotonic())
+    def _own_process(self) -> psutil.Process:
+        process = self._process
+        if process is None:
+            process = self._process = psutil.Process()
+        return process
 
     def _process_cpu_times(self) -> tuple[float, float]:
-        times = self._process.cpu_times()
+        times = self._own_process().cpu_times()
         return times.user + times.system, time.monotonic() * self._cpus
 
 
@@ -125,5 +140,6 @@ def _system_cpu_times() -> tuple[float, float]:
 
 def _cpus_available() -> int:
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return psutil.cpu_count() or 1
+        with contextlib.suppress(OSError):  # refused, as some sandboxes do
+            return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -10,26 +10,19 @@ waits; else in back-off if a message waits for its next attempt; else idle.
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import NamedTuple
 
-from amptalk_otel._forks import after_fork
+from amptalk_otel._forks import lock_of
 
 IDLE, BUSY, RETRY_BACKOFF, BLOCKED_SENDING = range(4)
 """What `Timesheet.state` may be."""
 
 _UNSEEN, _RUNNING, _STOPPED = range(3)
 
-_lock = threading.Lock()
+_lock = lock_of(sys.modules[__name__], threading.Lock)
 """Held by readers, and by starts and stops; never while a message goes its way."""
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-after_fork(_renew_lock)
 
 _PER_S = 1_000_000_000
 
@@ -50,23 +43,27 @@ class TimeReading(NamedTuple):
 
     @property
     def idle_s(self) -> float:
+        """Seconds in which there was nothing to do."""
         return self.idle_ns / _PER_S
 
     @property
     def busy_s(self) -> float:
+        """Seconds in which any message was being worked on."""
         return self.busy_ns / _PER_S
 
     @property
     def retry_backoff_s(self) -> float:
+        """Seconds in which a message waited for its next attempt, and nothing else was done."""
         return self.retry_backoff_ns / _PER_S
 
     @property
     def blocked_sending_s(self) -> float:
+        """Seconds in which a send waited, and nothing else was done."""
         return self.blocked_sending_ns / _PER_S
 
     @property
     def running_s(self) -> float:
-        """All four together: the agent's uptime, over all its runs."""
+        """All four together: the agent's uptime in seconds, over all its runs."""
         return sum(self) / _PER_S
 
     @property

@@ -12,6 +12,7 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 
 from amptalk_otel._discovery import Discovery
+from amptalk_otel._forks import lock_of
 from amptalk_otel._instrumentation import Instrumentation, instrument_orchestrator
 from amptalk_otel.config import Config
 
@@ -27,7 +28,7 @@ class ZeroCode:
         find_tracer_provider: Callable[[], TracerProvider | None] = lambda: None,
         tell_url: Callable[[str], None] | None = None,
     ) -> None:
-        """`tell_url` is told where the page is if its port was for us to choose.
+        """`tell_url` is told once where the page is.
 
         `find_tracer_provider` is asked for each orchestrator: a program may set its provider after we came.
         """
@@ -35,12 +36,14 @@ class ZeroCode:
         self._meter_provider = meter_provider
         self._find_tracer_provider = find_tracer_provider
         self._tell_url = tell_url
+        self.found_any: bool = False
         self._made: list[tuple[weakref.ref[Any], Instrumentation]] = []
-        self._lock = threading.RLock()
+        self._lock = lock_of(self, threading.RLock)
         self._discovery = Discovery(self._found, config.modules)
 
     def _found(self, orchestrator: Any) -> None:
         with self._lock:
+            self.found_any = True
             self._let_go_of_the_dead()
             instrumentation = instrument_orchestrator(
                 orchestrator,
@@ -60,11 +63,13 @@ class ZeroCode:
 
     def _keep_to_one_page(self, url: str | None) -> None:
         """With port 0 each call gets a page of its own; here all orchestrators share the first one's."""
-        if url is None or self._config.prometheus_port != 0:
+        if url is None:
             return
-        self._config = self._config.with_changes(prometheus_port=urlsplit(url).port)
-        if self._tell_url is not None:
-            self._tell_url(url)
+        if self._config.prometheus_port == 0:
+            self._config = self._config.with_changes(prometheus_port=urlsplit(url).port)
+        tell_url, self._tell_url = self._tell_url, None
+        if tell_url is not None:
+            tell_url(url)
 
     def stop(self) -> None:
         """Take everything off again."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from amptalk_otel import _setting_types
@@ -20,8 +20,8 @@ examples:
   amptalk-otel demo --seconds 10         stop by itself
   amptalk-otel demo --port 0 --rate 100  any free port, 100 segments a second
   amptalk-otel demo --traces             push its spans to a collector as well
-  amptalk-otel run app.py --verbose      watch the agents of a program, unedited
-  amptalk-otel run -m package.app        the same for a module
+  amptalk-otel run --port 9464 app.py    watch the agents of a program, unedited
+  amptalk-otel run -m package.app --fast the same for a module; what follows its name is for the program
 
 Every setting of the library works here too, as an environment variable; for example, to push to a collector:
   OTEL_METRICS_EXPORTER=prometheus,otlp OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 amptalk-otel demo
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"amptalk-otel: {error}", file=sys.stderr)
         return 2
     if options.command == "run":
-        return _run(options.program if options.module is None else ["-m", *options.module], config)
+        return _run(_command_of(options), config, quiet=options.quiet)
     return _demo(options.seconds, options.rate, config, traces=options.traces)
 
 
@@ -51,22 +51,29 @@ def _demo(seconds: float | None, rate: float, config: Config, *, traces: bool) -
         return asyncio.run(run_demo(seconds=seconds, config=config, rate=rate, out=sys.stdout, traces=traces))
     except KeyboardInterrupt:
         return 0
-    except MissingExtraError as error:
+    except (MissingExtraError, OSError) as error:  # such as a disk that is full
         print(f"amptalk-otel: {error}", file=sys.stderr)
         return 1
 
 
-def _run(command: Sequence[str], config: Config) -> int:
+def _command_of(options: argparse.Namespace) -> list[str]:
+    if options.module is not None:
+        return ["-m", *options.module]
+    program: list[str] = options.program
+    return program[1:] if program[:1] == ["--"] else program  # which Python 3.12.5 and later take away themselves
+
+
+def _run(command: Sequence[str], config: Config, *, quiet: bool) -> int:
     """Run a program. Logging is left alone: it is the program's."""
     from amptalk_otel._run import run_program
 
     if not command or command == ["-m"]:
         print("amptalk-otel: name a program to run (see amptalk-otel run --help)", file=sys.stderr)
         return 2
-    if command[0] != "-m" and not Path(command[0]).exists():
+    if command[0] != "-m" and not os.path.exists(command[0]):  # noqa: PTH110 - pathlib's raises for a long name
         print(f"amptalk-otel: there is no file {command[0]}", file=sys.stderr)
         return 2
-    return run_program(command, config)
+    return run_program(command, config, quiet=quiet)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -107,10 +114,16 @@ def _parser() -> argparse.ArgumentParser:
         "run a program with every orchestrator that it creates instrumented",
         "Run a program, unedited, with every orchestrator that it creates instrumented.",
     )
+    run.add_argument(
+        "--quiet", action="store_true", help="do not tell on stderr where the metrics are, or that none are"
+    )
     # An option of its own: argparse takes no remainder that begins with one.
     run.add_argument("-m", dest="module", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     run.add_argument(
-        "program", nargs=argparse.REMAINDER, metavar="app.py [arguments]", help="or: -m module [arguments]"
+        "program",
+        nargs=argparse.REMAINDER,
+        metavar="app.py [arguments]",
+        help="or: -m module [arguments]; the arguments are the program's",
     )
     return parser
 

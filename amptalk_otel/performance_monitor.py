@@ -1,4 +1,4 @@
-"""The performance monitor of the AMPTALK requirement document, with the same names, on OpenTelemetry.
+"""The performance monitor of the framework's monitoring document, with the same names, on OpenTelemetry.
 
 A framework tree whose `utils/performance_monitor.py` holds `from amptalk_otel.performance_monitor import *` works as
 it is; docs/migration.md tells the three steps.
@@ -6,8 +6,8 @@ it is; docs/migration.md tells the three steps.
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -20,12 +20,14 @@ from opentelemetry.metrics import Meter, MeterProvider, NoOpMeterProvider
 from amptalk_otel import _pipeline
 from amptalk_otel._bridge import bridge_for
 from amptalk_otel._custom import CustomMetrics, Definition
+from amptalk_otel._forks import lock_of
 from amptalk_otel._guard import complain, guarded
 from amptalk_otel._labels import clean
+from amptalk_otel._setting_types import check, interval
 from amptalk_otel._tracing._attributes import of_agent
 from amptalk_otel._tracing._tracer import Inside
 from amptalk_otel._version import SCOPE_NAME, __version__
-from amptalk_otel._watch import Watch
+from amptalk_otel._watch import Watch, is_tracing, traced_as
 from amptalk_otel.adapters import adapter_for
 from amptalk_otel.config import Config
 
@@ -42,8 +44,10 @@ class PerformanceMonitor:
     """Watches the agents that are added to it, and serves or pushes their metrics.
 
     `collection_interval_seconds` is the time between two pushes to a collector (`OTEL_METRICS_EXPORTER=otlp`).
-    It has no meaning for Prometheus: values are read when it scrapes, and cost nothing in between. The
-    other settings of `Config` come from the environment.
+    It has no meaning for Prometheus: values are read when it scrapes, and cost nothing in between.
+    `prometheus_port` and `collection_interval_seconds`, their defaults included, go before
+    `OTEL_EXPORTER_PROMETHEUS_PORT` and `OTEL_METRIC_EXPORT_INTERVAL`, and `enable_prometheus` before what
+    `OTEL_METRICS_EXPORTER` says of the page. The other settings of `Config` come from the environment.
 
     The page is there, and exporters run, from the first `add_agent` or `start_collecting` until
     `stop_collecting`. Monitors with the same port share one page, and an agent that several watch is
@@ -61,7 +65,7 @@ class PerformanceMonitor:
         include_agent_metrics: bool = True,  # noqa: FBT001, FBT002
     ) -> None:
         self.agent_processing_time: _CountedAlready = _CountedAlready()
-        self._lock = threading.RLock()  # never taken while metrics are read: see `_live_agents`
+        self._lock = lock_of(self, threading.RLock)  # never taken while metrics are read: see `_live_agents`
         self._agents: dict[str, weakref.ref[Any]] = {}
         self._pipeline: _pipeline.Pipeline | None = None
         self._provider: MeterProvider | None = None
@@ -174,7 +178,13 @@ class PerformanceMonitor:
                 series = self._watch.series_of(agent)
                 if series is not None and self._provider is not None:
                     guarded("letting an agent go", self._custom.let_go, agent, series, self._provider)
+                guarded("letting an agent go", self._leave, agent)
                 self._watch.agent_unregistered(agent)
+
+    def _leave(self, agent: Any) -> None:
+        """An agent that goes on without us has no monitor: with one it measures in its own way, and fails messages."""
+        if getattr(agent, "_performance_monitor", None) is self:
+            agent._performance_monitor = None  # noqa: SLF001 - the framework's
 
     def _live_agents(self) -> list[Any]:
         # Takes no lock: exporters' threads come here with one of the SDK's, which `observe` waits for.
@@ -214,18 +224,18 @@ class PerformanceMonitor:
         return watch.series_of(agent) if agent is not None else None
 
     def _begin_span(self, agent_id: str, operation: str) -> Inside | None:
-        tracer = self._watch.tracer if self._watch is not None else None
-        if tracer is None:
+        watch = self._watch
+        if watch is None or (watch.tracer is None and not is_tracing()):
             return None
-        agent_id, operation = clean(agent_id), clean(operation)
-        name = self._name_of(agent_id)
-        return tracer.start_inside(operation, {"operation.name": operation, **of_agent(agent_id, name or agent_id)})
-
-    def _name_of(self, agent_id: str) -> str | None:
+        agent_id = clean(agent_id)
         ref = self._agents.get(agent_id)
         agent = ref() if ref is not None else None
-        adapter = adapter_for(agent) if agent is not None else None
-        return clean(adapter.agent_name(agent)) if adapter is not None else None
+        traced_by, name = traced_as(agent_id, agent)
+        tracer = watch.tracer or traced_by
+        if tracer is None:
+            return None
+        operation, name = clean(operation), _name_of(agent) or name or agent_id
+        return tracer.start_inside(operation, {"operation.name": operation, **of_agent(agent_id, name)})
 
     def observe(
         self,
@@ -262,6 +272,7 @@ class PerformanceMonitor:
     async def stop_collecting(self) -> None:
         """Push the last values, take the wrappers off, stop serving. Harmless the second time.
 
+        Waits for exporters, at most 5 s, without blocking the event loop.
         The agents and metrics are remembered: after `start_collecting` they are watched again, from zero.
         """
         with self._lock:
@@ -270,11 +281,13 @@ class PerformanceMonitor:
             watch, self._watch = self._watch, None
         try:
             if pipeline is not None:
-                await asyncio.to_thread(guarded, "shutting down", _pipeline.release, pipeline, _SHUTDOWN_S)
+                await _pipeline.release_in_thread(pipeline, _SHUTDOWN_S)
         finally:  # also when we are cancelled
             if provider is not None:
                 guarded("withdrawing metrics", self._custom.detach, provider)
             if watch is not None:
+                for agent in self._live_agents():
+                    guarded("letting an agent go", self._leave, agent)
                 guarded("uninstrumenting", watch.release)
 
     def _begin(self) -> MeterProvider:
@@ -332,6 +345,11 @@ class Measurement:
         self.__exit__(kind, error, trace)
 
 
+def _name_of(agent: Any) -> str | None:
+    adapter = adapter_for(agent) if agent is not None else None
+    return clean(adapter.agent_name(agent)) if adapter is not None else None
+
+
 class _CountedAlready:
     """What the framework's own measuring records to. Each message is measured by its agent's hook, once."""
 
@@ -348,13 +366,14 @@ def _config_of(enable_prometheus: bool, port: int, interval_s: float) -> Config:
 
 
 def _check_interval(seconds: object) -> None:
-    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-    if not number or not 0 < seconds <= 31_536_000:  # type: ignore[operator]
-        raise ValueError(f"collection_interval_seconds={seconds!r}: must be a number above 0 and at most a year")
+    try:
+        check(interval, seconds)
+    except ValueError as error:
+        raise ValueError(f"collection_interval_seconds={seconds!r}: {error}") from None
 
 
 _global: PerformanceMonitor | None = None
-_global_lock = threading.Lock()
+_global_lock = lock_of(sys.modules[__name__], threading.Lock, "_global_lock")
 
 
 @overload
@@ -386,7 +405,8 @@ async def setup_performance_monitoring(
 ) -> PerformanceMonitor:
     """The process's monitor, collecting. One that does not collect yet gets these settings.
 
-    One that collects keeps its own; other ones cost a log record.
+    One that collects keeps its own; other ones cost a log record. The arguments, their defaults included, go before
+    the environment, and bad ones raise ValueError, as those of `PerformanceMonitor` do.
     """
     settings: dict[str, Any] = {
         "name": name,

@@ -63,28 +63,26 @@ async def main(seconds: float) -> None:
     orchestrator.register_agent(summarizer)
     orchestrator.connect_agents("transcriber", "summarizer")
 
-    instrumentation = instrument_orchestrator(orchestrator)  # the one line
-    print(f"metrics: {instrumentation.metrics_url or 'not served, see the warning above'}")
-
-    await orchestrator.start()
-    clock = asyncio.get_running_loop().time
-    end = clock() + seconds
-    number = 0
-    while clock() < end:
-        number += 1
-        message = Message(
-            message_type=MessageType.AUDIO_INPUT,
-            source_agent_id="microphone",
-            target_agent_id="transcriber",
-            payload={"number": number},
-        )
-        await orchestrator.send_message_to_agent(message)
-        await asyncio.sleep(0.02)
-        if number % 100 == 0:
-            show(instrumentation)
-    await orchestrator.stop()
-    show(instrumentation)
-    await asyncio.to_thread(instrumentation.shutdown)
+    async with instrument_orchestrator(orchestrator) as instrumentation:  # the one line
+        print(f"metrics: {instrumentation.metrics_url or 'not served, see the warning above'}")
+        await orchestrator.start()
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds
+        number = 0
+        while clock() < end:
+            number += 1
+            message = Message(
+                message_type=MessageType.AUDIO_INPUT,
+                source_agent_id="microphone",
+                target_agent_id="transcriber",
+                payload={"number": number},
+            )
+            await orchestrator.send_message_to_agent(message)
+            await asyncio.sleep(0.02)
+            if number % 100 == 0:
+                show(instrumentation)
+        await orchestrator.stop()
+        show(instrumentation)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ async def main() -> None:
     spans, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))  # in your program: a BatchSpanProcessor and OTLP
     config = Config(metrics_exporters=("none",))
-    with instrument_orchestrator(orchestrator, config=config, tracer_provider=provider):  # the one line
+    async with instrument_orchestrator(orchestrator, config=config, tracer_provider=provider):  # the one line
         await orchestrator.start()
         await orchestrator.send_message_to_agent(
             Message(message_type=MessageType.AUDIO_INPUT, target_agent_id="transcriber")

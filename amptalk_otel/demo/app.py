@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import tempfile
@@ -22,6 +23,7 @@ from .spans import Spans
 from .table import Usage, render, render_totals
 
 SERVICE_NAME = "amptalk-demo"
+_STAGED = "Some failures are staged, so that there is something to see."
 _FINISH_WORK_S = 1.0
 _SHUTDOWN_S = 5.0
 
@@ -39,8 +41,9 @@ async def run_demo(*, seconds: float | None, config: Config, rate: float, out: T
     """Run the meeting for `seconds` (None: until SIGINT or SIGTERM) and show it on `out`.
 
     Feeds `rate` transcript segments per second. With `traces` its spans are pushed to a collector. Returns the
-    exit code: 0, also when whoever read `out` has gone. Raises ValueError when the rate is not above 0, and
-    MissingExtraError when `traces` are wanted and there is no exporter for them.
+    exit code: 0, also when whoever read `out` has gone. Raises ValueError when the rate is not above 0,
+    MissingExtraError when `traces` are wanted and there is no exporter for them, and OSError when `out` can't be
+    written to.
     """
     pace = Pace(rate)
     if config.service_name is None:
@@ -48,21 +51,23 @@ async def run_demo(*, seconds: float | None, config: Config, rate: float, out: T
     spans = Spans(config) if traces and not config.sdk_disabled else None
     with tempfile.TemporaryDirectory(prefix="amptalk-demo-") as folder:
         meeting = build_meeting(state_folder=folder)
-        instrumentation = instrument_orchestrator(
-            meeting.orchestrator, config=config, tracer_provider=spans.provider if spans is not None else None
-        )
+        with _reasons_for_no_page() as reasons:
+            instrumentation = instrument_orchestrator(
+                meeting.orchestrator, config=config, tracer_provider=spans.provider if spans is not None else None
+            )
         try:
             screen = choose_screen(out, os.environ)
             about_spans = await asyncio.to_thread(spans.introduction) if spans is not None else []
-            screen.introduce(introduction(instrumentation.metrics_url, config), *about_spans)
+            screen.introduce(introduction(instrumentation.metrics_url, config, reasons), *about_spans, _STAGED)
             await _hold_meeting(meeting, View(meeting, instrumentation, screen), pace, seconds)
             totals = [render_totals(add_up(instrumentation.read()))]
             if spans is not None:
                 totals.append(await asyncio.to_thread(spans.end))
-            out.write("".join(f"{line}\n" for line in totals))
-            out.flush()
-        except BrokenPipeError:
+            screen.conclude(*totals)
+        except OSError as error:
             _discard(out)
+            if not isinstance(error, BrokenPipeError):
+                raise
         finally:
             await asyncio.to_thread(instrumentation.shutdown, _SHUTDOWN_S)
     return 0
@@ -75,18 +80,36 @@ def _discard(out: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
-def introduction(metrics_url: str | None, config: Config) -> str:
+@contextlib.contextmanager
+def _reasons_for_no_page() -> Iterator[list[str]]:
+    """Within the block they are kept out of the log: the introduction tells them."""
+    reasons: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        _, found, reason = record.getMessage().partition("metrics are not served: ")
+        if found:
+            reasons.append(reason)
+        return not found
+
+    logger = logging.getLogger("amptalk_otel")
+    logger.addFilter(keep)
+    try:
+        yield reasons
+    finally:
+        logger.removeFilter(keep)
+
+
+def introduction(metrics_url: str | None, config: Config, reasons: Sequence[str]) -> str:
     """One line: what to open, or why there is nothing to open and what to do about it."""
-    if metrics_url is not None:
-        return f"Open {metrics_url} to see the metrics. Ctrl-C ends the demo."
     if config.sdk_disabled:
         return "OTEL_SDK_DISABLED is set: nothing is measured. Unset it to see numbers here."
-    if "prometheus" not in config.metrics_exporters:
-        return "No metrics page, as OTEL_METRICS_EXPORTER has no `prometheus`. Ctrl-C ends the demo."
-    return (
-        f"No metrics page: can't listen on {config.prometheus_host}, port {config.prometheus_port};"
-        " is another program using it? Choose one with --port N (0: any free port)."
-    )
+    if metrics_url is not None:
+        what = f"Open {metrics_url} to see the metrics."
+    elif "prometheus" not in config.metrics_exporters:
+        what = "No metrics page, as OTEL_METRICS_EXPORTER has no `prometheus`."
+    else:
+        what = f"No metrics page: {'; '.join(reasons) or 'the log tells why'}."
+    return f"{what} Ctrl-C ends the demo."
 
 
 async def _hold_meeting(meeting: Meeting, view: View, pace: Pace, seconds: float | None) -> None:

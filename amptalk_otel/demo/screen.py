@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TextIO
 
@@ -22,6 +23,7 @@ class Screen(Protocol):
     def width(self) -> int: ...
     def show(self, lines: Sequence[str]) -> None: ...
     def close(self) -> None: ...
+    def conclude(self, *lines: str) -> None: ...
 
 
 class PlainScreen:
@@ -49,6 +51,11 @@ class PlainScreen:
     def close(self) -> None:
         """Nothing to put back."""
 
+    def conclude(self, *lines: str) -> None:
+        """Print the lines below everything."""
+        self._out.write("".join(f"{line}\n" for line in lines))
+        self._out.flush()
+
 
 class LiveScreen:
     """Draws each block over the one before, in one write, with the cursor hidden."""
@@ -73,8 +80,7 @@ class LiveScreen:
     def show(self, lines: Sequence[str]) -> None:
         size = self._size()
         # What has scrolled off the screen can't be drawn over, so nothing may be higher than it.
-        top = [line[: size.columns] for line in self._top]
-        lines = [*top, *lines][: max(1, size.lines - 1)]
+        lines = [*_wrapped(self._top, size.columns), *lines][: max(1, size.lines - 1)]
         text = "".join(f"{line}{_TO_LINE_END}\n" for line in lines)
         self._out.write(f"{self._way_to_top(size)}{text}{_TO_SCREEN_END}")
         self._out.flush()
@@ -86,6 +92,11 @@ class LiveScreen:
             self._drawn_at = None
             self._out.write(f"\n{_SHOW_CURSOR}")
             self._out.flush()
+
+    def conclude(self, *lines: str) -> None:
+        """Print the lines below everything, wrapped at words."""
+        self._out.write("".join(f"{line}\n" for line in _wrapped(lines, self.width())))
+        self._out.flush()
 
     def _way_to_top(self, size: os.terminal_size) -> str:
         if self._drawn_at is None:
@@ -100,6 +111,10 @@ class LiveScreen:
         except (OSError, ValueError):
             return _DEFAULT_SIZE
         return size if size.columns > 0 and size.lines > 0 else _DEFAULT_SIZE
+
+
+def _wrapped(lines: Sequence[str], width: int) -> list[str]:
+    return [part for line in lines for part in textwrap.wrap(line, width, break_on_hyphens=False) or [""]]
 
 
 def choose_screen(out: TextIO, environ: Mapping[str, str]) -> Screen:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from amptalk_otel._buckets import DURATION_BOUNDS_S
+
 from .board import Row, Totals
 
 PLAIN, BOLD, DIM, RED, YELLOW = "", "1", "2", "31", "33"
@@ -93,9 +95,14 @@ def render_totals(totals: Totals) -> str:
 
 
 def format_duration(seconds: float | None) -> str:
-    """A duration in at most six characters: 0.42ms, 3.1ms, 120ms, 4.2s, 95s, 12m."""
+    """A duration in at most six characters: <0.5ms, 0.82ms, 3.1ms, 120ms, 4.2s, 95s, 12m.
+
+    What is in the lowest bucket of a histogram can't be told apart: a quantile there is no measurement.
+    """
     if seconds is None:
         return "-"
+    if seconds < DURATION_BOUNDS_S[0]:
+        return f"<{DURATION_BOUNDS_S[0] * 1000:g}ms"
     if seconds < 0.9995:
         milliseconds = seconds * 1000
         digits = 2 if milliseconds < 0.995 else 1 if milliseconds < 9.95 else 0

@@ -217,8 +217,8 @@ def test_three_ways_to_the_same_page(folder: Path, launcher: list[str]) -> None:
     runs = {
         "explicit": run(folder, [sys.executable], explicit=EXPLICIT),
         "launcher": run(folder, launcher),
-        "run": run(folder, [str(BIN / "amptalk-otel"), "run"]),
-        "module": run(folder, [sys.executable, "-m", "amptalk_otel"]),
+        "run": run(folder, [str(BIN / "amptalk-otel"), "run", "--quiet"]),
+        "module": run(folder, [sys.executable, "-m", "amptalk_otel", "--quiet"]),
     }
     expected = values(runs["explicit"].page)
     assert len(expected) > 60
@@ -241,7 +241,7 @@ def test_three_ways_to_the_same_page(folder: Path, launcher: list[str]) -> None:
 
 @pytest.mark.parametrize("way", ["launcher", "run"])
 def test_a_launcher_and_an_explicit_call_count_nothing_twice(way: str, folder: Path, launcher: list[str]) -> None:
-    command = launcher if way == "launcher" else [str(BIN / "amptalk-otel"), "run"]
+    command = launcher if way == "launcher" else [str(BIN / "amptalk-otel"), "run", "--quiet"]
     explicit = run(folder, [sys.executable], explicit=EXPLICIT)
     both = run(folder, command, explicit=EXPLICIT)
     assert values(both.page) == values(explicit.page)
@@ -254,7 +254,7 @@ def test_a_launcher_and_an_explicit_call_count_nothing_twice(way: str, folder: P
 def test_shutting_the_explicit_handle_down_does_not_break_the_program(
     when: str, way: str, folder: Path, launcher: list[str]
 ) -> None:
-    command = launcher if way == "launcher" else [str(BIN / "amptalk-otel"), "run"]
+    command = launcher if way == "launcher" else [str(BIN / "amptalk-otel"), "run", "--quiet"]
     plain = uninstrumented(folder)
     at_start = when == "at the start"
     ended = run(

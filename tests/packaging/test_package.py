@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.message
 import email.parser
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,13 @@ def test_the_command_and_the_instrumentor_are_entry_points(wheel: Path, dist_inf
     assert dict(entry_points["opentelemetry_instrumentor"]) == {
         "amptalk": "amptalk_otel.instrumentor:AmptalkInstrumentor"
     }
+
+
+def test_while_changes_are_unreleased_the_version_is_not_that_of_a_release() -> None:
+    _, unreleased, *rest = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    released = [re.match(r"\[([\d.]+)\] - \d{4}-\d\d-\d\d$", section.splitlines()[0]) for section in rest]
+    assert unreleased.startswith("[Unreleased]\n")
+    assert "- " not in unreleased or amptalk_otel.__version__ not in [match[1] for match in released if match]
 
 
 # -- as it is imported ---------------------------------------------------------------------------------

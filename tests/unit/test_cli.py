@@ -82,9 +82,12 @@ def test_wrong_usage_is_exit_2_and_one_line_on_stderr(
     assert (out, err.count("\n"), demos) == ("", 1, [])
 
 
-def test_a_program_that_is_not_there_is_exit_2_and_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("run", "no_such_program.py") == 2
-    assert capsys.readouterr() == ("", "amptalk-otel: there is no file no_such_program.py\n")
+@pytest.mark.parametrize("name", ["no_such_program.py", "a" * 5000])
+def test_a_program_that_is_not_there_is_exit_2_and_one_line_on_stderr(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("run", name) == 2
+    assert capsys.readouterr() == ("", f"amptalk-otel: there is no file {name}\n")
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,7 @@ def test_without_options_the_demo_runs_until_it_is_stopped_on_the_default_port(
     [
         ("run {file}", ["{file}"]),
         ("run {file} --verbose -m --port 1", ["{file}", "--verbose", "-m", "--port", "1"]),
+        ("run -- {file} -- x", ["{file}", "--", "x"]),
         ("run -m package.app", ["-m", "package.app"]),
         ("run -m package.app --verbose --help -m x", ["-m", "package.app", "--verbose", "--help", "-m", "x"]),
     ],
@@ -155,18 +159,18 @@ def test_without_options_the_demo_runs_until_it_is_stopped_on_the_default_port(
 def test_what_follows_run_is_the_programs_own(
     line: str, program: list[str], port: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[tuple[list[str], Config]] = []
+    calls: list[tuple[list[str], Config, bool]] = []
 
-    def run_program(command: list[str], config: Config) -> int:
-        calls.append((list(command), config))
+    def run_program(command: list[str], config: Config, *, quiet: bool) -> int:
+        calls.append((list(command), config, quiet))
         return 0
 
     monkeypatch.setattr("amptalk_otel._run.run_program", run_program)
     if port is not None:
-        line = line.replace("run", f"run --port {port}", 1)
+        line = line.replace("run", f"run --port {port} --quiet", 1)
     assert run(*line.format(file=__file__).split()) == 0
     expected = Config() if port is None else Config(prometheus_port=port)
-    assert calls == [([part.format(file=__file__) for part in program], expected)]
+    assert calls == [([part.format(file=__file__) for part in program], expected, port is not None)]
 
 
 @pytest.mark.parametrize("line", ["--help", "demo --help", "run --help"])

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import os
+import re
 import signal
 import socket
+import sys
 import threading
+import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
-from amptalk_otel import Config
+import amptalk_otel
+from amptalk_otel import Config, Instrumentation, PerformanceMonitor, _system
+from amptalk_otel._bridge import InstrumentsBridge
+from amptalk_otel._custom import _Page
 from amptalk_otel._file_protection import FileProtection
-from amptalk_otel._forks import after_fork
+from amptalk_otel._forks import after_fork, lock_of
+from amptalk_otel._per_agent import PerAgent
 from amptalk_otel._pipeline import Pipeline, acquire, release
+from amptalk_otel._producer import CatalogueProducer
 from amptalk_otel._protection import OPEN
 from amptalk_otel._server import MetricsServer
+from amptalk_otel._system import System
 from tests.certificates import Authority
 from tests.faults.collectors import OK, answering, read_request
 from tests.faults.trial import Strikes
@@ -29,6 +42,7 @@ from tests.wire_http import TIMEOUT_S, connect, receive_reply
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
+LOCKS = (type(threading.Lock()), type(threading.RLock()))
 GET = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 TLS = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n"
 
@@ -187,37 +201,114 @@ def test_a_child_of_a_program_that_has_shut_down_prints_nothing(capfd: pytest.Ca
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_child_has_locks_of_its_own() -> None:
-    from amptalk_otel import _guard, _instrumentation, _pipeline, _watch
-    from amptalk_otel._hooks import _state
-
-    modules = (_guard, _instrumentation, _watch, _state)
-    pipeline = Pipeline(Config(metrics_exporters=("none",)))
+@contextlib.contextmanager
+def held_by_another_thread(locks: list[Any]) -> Iterator[None]:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
         with contextlib.ExitStack() as stack:
-            for module in modules:
-                stack.enter_context(module._lock)
-            stack.enter_context(_pipeline._shared_lock)
-            stack.enter_context(pipeline._lock)
+            for lock in locks:
+                stack.enter_context(lock)
             held.set()
             done.wait(TIMEOUT_S)
 
-    def acquire_all() -> None:
-        for lock in (*(module._lock for module in modules), _pipeline._shared_lock):
-            assert lock.acquire(timeout=5)
-        assert pipeline._lock.acquire(timeout=5)
-
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(TIMEOUT_S)
-    child = Child(acquire_all)
-    child.wait()
+    assert held.wait(TIMEOUT_S)
+    yield
     done.set()
     thread.join(TIMEOUT_S)
+
+
+def names_of_locks(owner: object) -> list[str]:
+    return [name for name, value in vars(owner).items() if isinstance(value, LOCKS)]
+
+
+def test_a_child_has_locks_of_its_own() -> None:
+    modules = [module for name, module in sys.modules.items() if name.startswith("amptalk_otel.")]
+    pipeline = Pipeline(Config(metrics_exporters=("none",)))
+    monitor = PerformanceMonitor(enable_prometheus=False)
+    monitor._begin()
+    assert monitor._watch is not None
+    made: list[object] = [
+        pipeline, pipeline.bridge.sources, pipeline.bridge.sources.ledger,
+        CatalogueProducer(pipeline.bridge), InstrumentsBridge(pipeline.meter_provider), System()._process_cpu,
+        Instrumentation(), monitor, monitor._watch.operations, PerAgent("gauge"), _Page(),
+    ]  # fmt: skip
+    places = [(owner, name) for owner in (*modules, *made) for name in names_of_locks(owner)]
+    assert len(places) >= 20
+
+    def acquire_all() -> None:
+        for owner, name in places:
+            assert getattr(owner, name).acquire(timeout=1), f"{owner}: {name}"
+
+    with held_by_another_thread([getattr(owner, name) for owner, name in places]):
+        child = Child(acquire_all)
+        child.wait()
     assert child.end() == 0
+    asyncio.run(monitor.stop_collecting())
     assert pipeline.shutdown(TIMEOUT_S)
+
+
+def test_every_lock_is_made_anew_or_of_what_no_child_uses() -> None:
+    """A child has no page, no readers and no exporters of its parent's: it makes its own."""
+    made = re.compile(r"threading\.R?Lock\(\)")
+    folder = Path(amptalk_otel.__file__).parent
+    plain = {str(path.relative_to(folder)) for path in folder.rglob("*.py") if made.search(path.read_text("utf-8"))}
+    by_itself = {"_pipeline.py"}
+    of_page_and_exporters = {"_credentials.py", "_encoding.py", "_file_protection.py", "_readers.py", "_turns.py"}
+    assert plain - by_itself == of_page_and_exporters
+
+
+def test_whoever_forks_with_a_lock_of_ours_in_hand_may_let_it_go() -> None:
+    class Owner:
+        def __init__(self) -> None:
+            self._lock = lock_of(self, threading.Lock)
+
+    owner = Owner()
+    former = owner._lock
+    with owner._lock:
+
+        def let_go() -> None:
+            assert owner._lock.acquire(timeout=1)
+            former.release()
+
+        child = Child(let_go)
+        child.wait()
+    assert owner._lock is former
+    assert child.end() == 0
+
+
+def test_what_is_gone_is_not_made_anew() -> None:
+    class Owner:
+        """Has a lock."""
+
+    owner = Owner()
+    lock_of(owner, threading.Lock)
+    gone = weakref.ref(owner)
+    del owner
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_child_tells_its_own_memory_age_and_cpu_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = System()
+    parent_s = system.process_uptime()
+    assert system.process_memory_usage() > 0
+    monkeypatch.setattr(_system, "_FIRST_WINDOW_S", 0.0)
+    assert [system.process_cpu_utilization() for _ in range(2)][1] is not None
+
+    def look() -> None:
+        process = psutil.Process()
+        assert process.pid == system._own_process().pid
+        assert abs(system.process_uptime() - (time.time() - process.create_time())) < 1.0
+        assert system.process_uptime() < parent_s
+        assert system.process_cpu_utilization() is None, "of the parent's last window"
+        assert system.process_cpu_utilization() is not None
+
+    child = Child(look)
+    child.wait()
+    assert child.end() == 0
 
 
 def test_where_there_are_no_forks_there_is_nothing_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

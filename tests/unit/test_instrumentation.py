@@ -18,6 +18,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from amptalk_otel import (
     Config,
     Instrumentation,
+    _pipeline,
     instrument_agent,
     instrument_orchestrator,
     instrument_state_manager,
@@ -224,6 +225,101 @@ async def test_without_a_provider_a_page_is_served_until_shutdown_and_nothing_gl
         await asyncio.to_thread(_fetch, url)
     assert global_metrics.get_meter_provider() is former
     assert {thread.name for thread in set(threading.enumerate()) - threads if "amptalk" in thread.name} == set()
+
+
+@in_loop
+async def test_async_with_ends_without_blocking_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    goes_on, seen, release = threading.Event(), [], _pipeline.release
+    loops_thread, ended_in = threading.current_thread(), []
+
+    def wait_for_the_loop(pipeline: _pipeline.Pipeline, timeout_s: float) -> bool:
+        seen.append((threading.current_thread() is loops_thread, goes_on.wait(20)))
+        return release(pipeline, timeout_s)
+
+    def uninstrument(handle: Instrumentation) -> None:
+        ended_in.append(threading.current_thread())
+        original(handle)
+
+    original = Instrumentation.uninstrument
+    monkeypatch.setattr(_pipeline, "release", wait_for_the_loop)
+    monkeypatch.setattr(Instrumentation, "uninstrument", uninstrument)
+    orchestrator = Orchestrator()
+    before = identity(orchestrator)
+    asyncio.get_running_loop().call_later(0.01, goes_on.set)  # a loop that is blocked never comes to it
+    async with instrument_orchestrator(orchestrator, config=Config(prometheus_port=0)) as instrumentation:
+        assert identity(orchestrator) != before
+    assert (seen, ended_in) == ([(False, True)], [loops_thread])
+    assert (instrumentation.active, instrumentation.metrics_url) == (False, None)
+    assert identity(orchestrator) == before
+    async with instrumentation:
+        """Harmless the second time."""
+
+
+@in_loop
+async def test_async_with_takes_everything_off_also_when_its_end_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on, ended, release = asyncio.Event(), threading.Event(), threading.Event(), _pipeline.release
+    loop = asyncio.get_running_loop()
+
+    def slow(pipeline: _pipeline.Pipeline, timeout_s: float) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(20)
+        release(pipeline, timeout_s)
+        ended.set()
+
+    async def run() -> None:
+        async with instrument_orchestrator(orchestrator, config=Config(prometheus_port=0)):
+            """Ends at once."""
+
+    monkeypatch.setattr(_pipeline, "release", slow)
+    orchestrator = Orchestrator()
+    before = identity(orchestrator)
+    running = asyncio.create_task(run())
+    await asyncio.wait_for(begun.wait(), 20)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert identity(orchestrator) == before
+    go_on.set()
+    assert await asyncio.to_thread(ended.wait, 20)
+
+
+@in_loop
+async def test_async_with_ends_on_the_loop_where_there_are_no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_arguments: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(asyncio, "to_thread", refuse)
+    async with instrument_orchestrator(Orchestrator(), config=Config(prometheus_port=0)) as instrumentation:
+        pipeline = instrumentation._pipeline
+    assert pipeline is not None
+    assert pipeline._ended
+
+
+@pytest.mark.parametrize("has_provider", [True, False])
+def test_settings_of_a_second_call_are_not_taken_and_that_is_told(
+    caplog: pytest.LogCaptureFixture, *, has_provider: bool
+) -> None:
+    provider = MeterProvider(shutdown_on_exit=False) if has_provider else None
+    orchestrator, config = Orchestrator(), Config(prometheus_port=0)
+    other = config.with_changes(max_agents=7, otlp_headers={"authorization": "s3cret"})
+    with instrument_orchestrator(orchestrator, config=config, meter_provider=provider) as first:
+        for same in (None, config, config.with_changes()):
+            assert instrument_orchestrator(orchestrator, config=same) is first
+        assert caplog.messages == []
+        for _ in range(2):
+            assert instrument_orchestrator(orchestrator, config=other) is first
+    assert caplog.messages == [
+        "Orchestrator is instrumented already and keeps its settings: another otlp_headers, max_agents is not taken"
+    ]
+    if provider is not None:
+        provider.shutdown()
+
+
+def test_either_handle_ends_both() -> None:
+    orchestrator = Orchestrator()
+    first, second = (instrument_orchestrator(orchestrator, config=Config(prometheus_port=0)) for _ in range(2))
+    second.shutdown()
+    assert (first.active, first.metrics_url) == (False, None)
 
 
 def _fetch(url: str) -> str:

@@ -112,16 +112,16 @@ def test_both_import_lines_give_the_same_thing(name: str) -> None:
     assert name in performance_monitor.__all__
 
 
-@pytest.mark.parametrize("interval", [0, -1, 0.0, float("nan"), float("inf"), True, "1", None, 31_536_001, 10**400])
+@pytest.mark.parametrize("interval", [0, -1, 0.009, float("nan"), float("inf"), True, "1", None, 31_536_001, 10**400])
 def test_an_interval_that_is_none_is_refused_in_one_sentence(interval: Any) -> None:
     with pytest.raises(ValueError, match="must be a number") as caught:
         PerformanceMonitor(collection_interval_seconds=interval)
     assert str(caught.value) == (
-        f"collection_interval_seconds={interval!r}: must be a number above 0 and at most a year"
+        f"collection_interval_seconds={interval!r}: must be a number from 10 milliseconds to a year"
     )
 
 
-@pytest.mark.parametrize("interval", [0.0001, 1, 31_536_000])
+@pytest.mark.parametrize("interval", [0.01, 1, 31_536_000])
 def test_an_interval_is_the_time_between_two_pushes(interval: float) -> None:
     assert PerformanceMonitor(collection_interval_seconds=interval)._config.metric_export_interval_s == interval
 

@@ -238,6 +238,39 @@ async def test_an_inbox_emptied_behind_our_back_is_told_as_empty(pauses: list[fl
         assert hook.read().queue_size == 0
 
 
+@in_loop
+async def test_on_the_loops_own_thread_nothing_is_waited_for(pauses: list[float]) -> None:
+    orchestrator = Orchestrator(name="town")
+    agents = [Scripted(agent_id=str(number)) for number in range(20)]
+    for agent in agents:
+        orchestrator.register_agent(agent)
+    provider, _reader = provider_and_reader()
+    with instrument_orchestrator(orchestrator, config=CONFIG, meter_provider=provider) as instrumentation:
+        for agent in agents:
+            agent.input_queue.put_nowait(note())
+            agent.input_queue._queue.clear()  # type: ignore[attr-defined]
+        assert [(reading.queue_size, reading.unaccounted) for reading in instrumentation.read()] == [(0, 1)] * 20
+        assert pauses == []
+        await asyncio.to_thread(instrumentation.read)
+        assert pauses != []
+    provider.shutdown()
+
+
+@in_loop
+async def test_on_a_loops_thread_a_torn_reading_is_made_again_at_once(pauses: list[float]) -> None:
+    watched, late = AgentRecorder("id", "name"), message()
+    lengths = iter([1, 1])
+
+    def queue_size() -> int:
+        length = next(lengths)
+        if not watched.records:
+            watched.arrived(late)  # the writer, on another loop, went on in between
+        return length
+
+    types, size, _moment = read_types(watched, queue_size)
+    assert (size, types[0].received, pauses) == (1, 1, [])
+
+
 def test_the_age_of_the_oldest_is_told_while_the_inbox_changes() -> None:
     watched, clock = AgentRecorder("id", "name"), Clock()
     watched.clock = clock

@@ -18,7 +18,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(sys.executable).with_name("amptalk-otel")
-WAYS = {"python": [sys.executable], "module": [sys.executable, "-m", "amptalk_otel"], "script": [str(SCRIPT), "run"]}
+WAYS = {
+    "python": [sys.executable],
+    "module": [sys.executable, "-m", "amptalk_otel", "--quiet"],
+    "script": [str(SCRIPT), "run", "--quiet"],
+    "telling": [sys.executable, "-m", "amptalk_otel"],
+}
+NOTHING = "amptalk-otel: no orchestrator was found; name its module in AMPTALK_OTEL_MODULES (docs/zero-code.md)\n"
 Outcome = tuple[int, str, str]
 
 WHO = """
@@ -99,7 +105,7 @@ def ways(*names: str) -> Callable[[list[str], Path], list[Outcome]]:
     return run_all
 
 
-three_ways = ways(*WAYS)
+three_ways = ways("python", "module", "script")
 
 
 @pytest.fixture
@@ -218,6 +224,7 @@ def test_a_linked_program_finds_its_neighbours(program: Callable[..., str], tmp_
     ("arguments", "line"),
     [
         (["absent.py"], "amptalk-otel: there is no file absent.py"),
+        (["a" * 5000], "amptalk-otel: there is no file aaaa"),
         ([], "amptalk-otel: name a program to run (see amptalk-otel run --help)"),
         (["-m"], "amptalk-otel: name a program to run (see amptalk-otel run --help)"),
         (["--port", "x", "app.py"], "amptalk-otel run: argument --port: 'x' is not a port number from 0 to 65535"),
@@ -301,9 +308,64 @@ def test_with_port_0_the_address_is_told_on_stderr_and_shared(
         "kept = [asyncio.run(work(name)) for name in ('one', 'two')]\n"
         "print(sorted(scrape(re.search('http:.*', ''.join(told)).group())))"
     )
-    returncode, out, err = run("module", ["--port", "0", name], tmp_path)
+    returncode, out, err = run("telling", ["--port", "0", name], tmp_path)
     assert (returncode, out) == (0, "[('one', '3'), ('two', '3')]\n")
     assert re.fullmatch(r"amptalk-otel: metrics at http://localhost:[1-9]\d+/metrics\n", err)
+
+
+def test_the_address_is_told_once_on_stderr(vendored: None, program: Callable[..., str], tmp_path: Path) -> None:
+    name, port = program(SCRAPE + "kept = [asyncio.run(work(name)) for name in ('one', 'two')]"), str(free_port())
+    told = f"amptalk-otel: metrics at http://localhost:{port}/metrics\n"
+    assert run("telling", ["--port", port, name], tmp_path) == (0, "", told)
+    assert run("module", ["--port", port, name], tmp_path) == (0, "", "")
+    assert run("telling", [name], tmp_path, OTEL_METRICS_EXPORTER="none") == (0, "", "")
+
+
+@pytest.mark.parametrize(
+    "name", ["who", "sigint-asyncio", "exit-none", "threads", "atexit", "exit-3", "exception", "syntax", "interrupt"]
+)
+def test_that_nothing_was_found_is_told_at_the_end_of_a_program_that_did_not_fail(
+    name: str, program: Callable[..., str], tmp_path: Path
+) -> None:
+    arguments = [program(PROGRAMS[name])]
+    plain, telling = ways("python", "telling")(arguments, tmp_path)
+    fails = name in ("atexit", "exit-3", "exception", "syntax")
+    assert telling == (*plain[:2], plain[2] + ("" if fails else NOTHING))
+    assert run("telling", arguments, tmp_path, OTEL_SDK_DISABLED="true") == plain
+
+
+def test_that_nothing_was_found_is_told_by_one_process_and_not_on_stdout(
+    program: Callable[..., str], tmp_path: Path
+) -> None:
+    name = program("import os, sys\nif os.fork():\n    os.wait()\nsys.exit()\n")
+    assert run("telling", [name], tmp_path) == (0, "", NOTHING)
+    assert run("telling", [program("import sys\nsys.stderr = None")], tmp_path) == (0, "", "")
+
+
+def test_one_that_a_thread_makes_after_the_main_module_is_found(
+    vendored: None, program: Callable[..., str], tmp_path: Path
+) -> None:
+    name = program(
+        SCRAPE + "def late():\n    threading.main_thread().join()\n    Orchestrator('late')\n"
+        "threading.Thread(target=late).start()\n"
+    )
+    assert run("telling", [name], tmp_path, OTEL_METRICS_EXPORTER="none") == (0, "", "")
+
+
+def test_one_double_dash_before_the_program_is_ours(program: Callable[..., str], tmp_path: Path) -> None:
+    name = program("import sys\nprint(sys.argv)")
+    for way in ("module", "script"):
+        assert run(way, ["--", name, "--", "x"], tmp_path) == (0, f"['{name}', '--', 'x']\n", "")
+
+
+def test_the_module_knows_the_commands_unless_there_is_such_a_file(program: Callable[..., str], tmp_path: Path) -> None:
+    name = program("print('ran')")
+    assert run("telling", ["run", "--quiet", name], tmp_path) == (0, "ran\n", "")
+    out = run("telling", ["demo", "--seconds", "0.1", "--port", "0"], tmp_path)[1]
+    assert out.startswith("Open http://localhost:")
+    for command in ("run", "demo"):
+        program(f"print('a file named {command}')", command)
+        assert run("telling", [command], tmp_path) == (0, f"a file named {command}\n", NOTHING)
 
 
 @pytest.mark.skipif(
@@ -328,7 +390,9 @@ def test_a_program_that_fails_shows_its_own_traceback_only(
     vendored: None, program: Callable[..., str], tmp_path: Path
 ) -> None:
     name = program(SCRAPE + "kept = asyncio.run(work('one'))\nOrchestrator(colour='red')")
-    plain, module, script = (run(way, [name], tmp_path, OTEL_METRICS_EXPORTER="none") for way in WAYS)
+    plain, module, script = (
+        run(way, [name], tmp_path, OTEL_METRICS_EXPORTER="none") for way in ("python", "module", "script")
+    )
     assert plain[0] == 1
     assert plain[2].splitlines()[-1].endswith("got an unexpected keyword argument 'colour'")
     assert module[:2] == script[:2] == plain[:2]

@@ -230,8 +230,18 @@ def test_the_cpus_available_are_those_of_the_affinity(monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {0, 3, 5}, raising=False)
     assert _system._cpus_available() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
-    monkeypatch.setattr(psutil, "cpu_count", lambda: None)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert _system._cpus_available() == 1
+
+
+@pytest.mark.parametrize("refusal", [PermissionError, OSError])
+def test_where_the_affinity_is_not_told_all_cpus_count(refusal: type[OSError], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_process: int) -> Any:
+        raise refusal
+
+    monkeypatch.setattr(os, "sched_getaffinity", refuse, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert System()._cpus == 7
 
 
 # -- failures ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from amptalk_otel import Config, Instrumentation, instrument_orchestrator
 from amptalk_otel._protocols import OrchestratorLike
 from amptalk_otel.demo import app
 
+ROOT = Path(__file__).parents[3]
 CONFIG = Config(prometheus_port=0, service_name="test")
 BALANCE = re.compile(
     r"^received ([\d,]+) = processed ([\d,]+) \+ failed ([\d,]+) \+ dropped ([\d,]+)"
@@ -132,15 +134,41 @@ class TestEnd:
             assert process.stderr.read() == b""
             assert process.wait(20) == 0
 
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no device that is always full")
+    def test_where_nothing_can_be_written(self) -> None:
+        command = [sys.executable, "-m", "amptalk_otel", "demo", "--port", "0", "--seconds", "0.1"]
+        with Path("/dev/full").open("w", encoding="utf-8") as full:
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False, cwd=ROOT
+            )
+        assert (done.returncode, done.stderr) == (1, "amptalk-otel: [Errno 28] No space left on device\n")
+
 
 class TestIntroduction:
     def test_busy_port(self, busy_port: int) -> None:
         text = run(config=Config(prometheus_port=busy_port))
         assert text.splitlines()[0] == (
-            f"No metrics page: can't listen on localhost, port {busy_port}; is another program using it?"
-            " Choose one with --port N (0: any free port)."
+            f"No metrics page: localhost:{busy_port} can't be bound (Address already in use); set"
+            " OTEL_EXPORTER_PROMETHEUS_PORT to a free port, or to 0 for any. Ctrl-C ends the demo."
         )
         assert balance(text)[0] > 0
+
+    def test_a_host_that_is_none_and_a_file_that_is_missing(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        missing = tmp_path / "web.yml"
+        for config, reason in (
+            (
+                CONFIG.with_changes(prometheus_host="nobody.invalid"),
+                r"nobody\.invalid:0 can't be bound \(.+\); set .*_HOST",
+            ),
+            (CONFIG.with_changes(prometheus_web_config=str(missing)), rf"{missing} can't be read \(No such file"),
+        ):
+            assert re.match(f"No metrics page: {reason}", run(seconds=0.1, config=config))
+        assert caplog.messages == []
+
+    def test_that_failures_are_staged(self) -> None:
+        assert run(seconds=0.1).splitlines()[1] == "Some failures are staged, so that there is something to see."
 
     def test_switched_off(self) -> None:
         text = run(config=Config(sdk_disabled=True))

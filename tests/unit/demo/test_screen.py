@@ -112,7 +112,22 @@ class TestLive:
         size[0] = 11
         assert screen.width() == 11
         screen.show(["one", "two"])
-        assert terminal.text() == ["A long line", "", "one", "two", ""]
+        wrapped = ["A long line", "that will", "not fit on", "a narrow", "screen."]
+        assert terminal.text() == [*wrapped, "", "one", "two", ""]
+
+
+@pytest.mark.parametrize("width", [45, 62, 80, 120])
+def test_what_is_told_last_is_wrapped_at_words_on_a_terminal_only(width: int, size: list[int]) -> None:
+    size[0] = width
+    balance = "received 1,234 = processed 1,200 + failed 30 + dropped 4 + in flight 0 + queued 0; retries 9"
+    terminal, piped = Terminal(), io.StringIO()
+    LiveScreen(terminal, color=False).conclude(balance, "spans 10 = pushed 10 + not pushed 0")
+    *lines, spans, last = terminal.text()
+    assert " ".join(lines) == balance
+    assert max(len(line) for line in lines) <= width
+    assert (spans, last) == ("spans 10 = pushed 10 + not pushed 0", "")
+    PlainScreen(piped).conclude(balance)
+    assert piped.getvalue() == f"{balance}\n"
 
 
 def test_size_is_guessed_where_there_is_none() -> None:

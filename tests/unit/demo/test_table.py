@@ -10,7 +10,7 @@ from amptalk_otel.demo.board import Row, Totals
 from amptalk_otel.demo.table import Usage, format_clock, format_duration, render, render_table, render_totals
 
 ROWS = [
-    Row("Transcription", True, 0, 1, 12_345, 20.0, 231, 0, 0, 0.00025, 0.00048, 0.00031, 0.0024),
+    Row("Transcription", True, 0, 1, 12_345, 20.0, 231, 0, 0, 0.00025, 0.00048, 0.00082, 0.0024),
     Row("Glossary", True, 1_784, 0, 2_429, 87.34, 0, 1, 39, 3.04, 6.8, 0.0081, 0.056),
     Row("Minutes", False, 0, 0, 0, 0.0, 0, 0, 0, None, None, None, None),
 ]
@@ -20,7 +20,7 @@ SUMMARY = "Armstrong: The Eagle has landed."
 WIDE = """\
                                    in                                                wait    wait  process  process
 agent          state    queue  flight  received  proc/s  failed  dropped  retries     p50     p95      p50      p95
-Transcription  running      0       1    12,345    20.0     231        0        0  0.25ms  0.48ms   0.31ms    2.4ms
+Transcription  running      0       1    12,345    20.0     231        0        0  <0.5ms  <0.5ms   0.82ms    2.4ms
 Glossary       running  1,784       0     2,429    87.3       0        1       39    3.0s    6.8s    8.1ms     56ms
 Minutes        stopped      0       0         0     0.0       0        0        0       -       -        -        -
 
@@ -30,7 +30,7 @@ summary: Armstrong: The Eagle has landed."""
 AT_80 = """\
                         in                                          wait process
 agent         queue flight received proc/s failed dropped retries    p95     p95
-Transcription     0      1   12,345   20.0    231       0       0 0.48ms   2.4ms
+Transcription     0      1   12,345   20.0    231       0       0 <0.5ms   2.4ms
 Glossary      1,784      0    2,429   87.3      0       1      39   6.8s    56ms
 Minutes           0      0        0    0.0      0       0       0      -       -
 
@@ -122,8 +122,9 @@ class TestTotals:
     ("seconds", "text"),
     [
         (None, "-"),
-        (0.0, "0.00ms"),
-        (0.00042, "0.42ms"),
+        (0.0, "<0.5ms"),
+        (0.000499, "<0.5ms"),
+        (0.0005, "0.50ms"),
         (0.00099, "0.99ms"),
         (0.000999, "1.0ms"),
         (0.0031, "3.1ms"),
