@@ -7,11 +7,10 @@ instance's own (https://docs.python.org/3/library/pickle.html#object.__getstate_
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
-from amptalk_otel._patch import COVERED, Patches
+from amptalk_otel._patch import COVERED, Patches, is_of_class
 
 _OURS = "amptalk_otel._"
 """How the names of the modules begin that wrappers are written in."""
@@ -20,24 +19,20 @@ _OURS = "amptalk_otel._"
 def keep_out_of_copies(patches: Patches, owner: Any) -> None:
     """Let copies of `owner` be as if it were not covered, until `patches` are undone.
 
-    But for what was replaced by a value: `enable_performance_monitoring` stays False.
+    But for what was replaced by a value: `enable_performance_monitoring` stays False. An object that has a
+    `__getstate__` of its own in place of its class's is left alone.
     """
-    if hasattr(owner, "__getstate__"):
-        patches.wrap(owner, "__getstate__", _covering)
-    elif not copyreg._slotnames(type(owner)):  # type: ignore[attr-defined]  # noqa: SLF001 - as Python 3.10 itself does
-        patches.add(owner, "__getstate__", _state_as_python_has_it(owner))
+    found = getattr(owner, "__getstate__", None)
+    is_known = found is None or is_of_class(owner, "__getstate__", found)
+    # Up to Python 3.10 objects have no such method; with slots, Python makes their state in a way of its own.
+    if is_known and not (found is None and copyreg._slotnames(type(owner))):  # type: ignore[attr-defined]  # noqa: SLF001
+        patches.add(owner, "__getstate__", MethodType(_state_of, owner))
 
 
-def _covering(get_state: Callable[[], Any]) -> Callable[[], Any]:
-    def __getstate__() -> Any:  # noqa: N807 - it stands for one
-        return _without_ours(get_state())
-
-    return __getstate__
-
-
-def _state_as_python_has_it(owner: Any) -> Callable[[], Any]:
-    """Up to Python 3.10 objects have no such method: their state is their dictionary."""
-    return _covering(lambda: vars(owner))
+def _state_of(owner: Any) -> Any:
+    """One function for all: with many agents, a closure for each would add up."""
+    of_class = getattr(type(owner), "__getstate__", None)
+    return _without_ours(vars(owner) if of_class is None else of_class(owner))
 
 
 def _without_ours(state: Any) -> Any:
@@ -54,6 +49,8 @@ _NOTHING = object()
 
 def _below(value: Any) -> Any:
     """What the instance would have in place of a wrapper of ours; anything else as it is."""
+    if isinstance(value, MethodType) and value.__func__ is _state_of:
+        return _NOTHING
     if not isinstance(value, FunctionType) or not str(value.__globals__.get("__name__")).startswith(_OURS):
         return value
     return getattr(value, COVERED, _NOTHING)

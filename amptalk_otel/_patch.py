@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from types import BuiltinMethodType, CodeType, FunctionType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType
 from typing import Any, cast
 
 from amptalk_otel import _guard
@@ -15,7 +15,7 @@ COVERED = "__amptalk_otel_covers__"
 """The attribute of a wrapper that has what the instance itself had in its place."""
 
 
-def _is_of_class(owner: Any, attribute: str, method: Any) -> bool:
+def is_of_class(owner: Any, attribute: str, method: Any) -> bool:
     """Whether `method` is what the class of `owner` defines, and not an attribute of the instance.
 
     Told without `vars(owner)` where that is possible: it makes the instance's dictionary, which up to Python 3.12
@@ -40,7 +40,7 @@ class Patches:
         """Cover `owner.attribute` on the instance; False, and one log record, where that can't be done."""
         try:
             original = getattr(owner, attribute)
-            own_attribute = None if _is_of_class(owner, attribute, original) else vars(owner).get(attribute)
+            own_attribute = None if is_of_class(owner, attribute, original) else vars(owner).get(attribute)
             wrapper = wrap(original)
             _resemble(wrapper, original, attribute)
             if own_attribute is not None:  # the wrapper remembers it; here it might keep the owner alive
@@ -53,12 +53,11 @@ class Patches:
         self._undo.append(undo)
         return True
 
-    def add(self, owner: Any, attribute: str, function: Callable[..., Any]) -> None:
-        """Give `owner` a method that it has not, until `undo`."""
-        code = cast("FunctionType", function).__code__
+    def add(self, owner: Any, attribute: str, method: MethodType) -> None:
+        """Give `owner` a method that it has not itself, until `undo`."""
         try:
-            undo = _unwrap, weakref.ref(owner), attribute, id(function), code
-            setattr(owner, attribute, function)
+            undo = _unwrap, weakref.ref(owner), attribute, id(method), method.__code__
+            setattr(owner, attribute, method)
         except Exception as error:
             _report_unpatchable(owner, attribute, error)
             return
@@ -110,7 +109,7 @@ _OF_CLASS = object()
 def _own_value(owner: Any, attribute: str) -> Any:
     """What the instance has under this name; _OF_CLASS where it is what its class has."""
     value = getattr(owner, attribute)
-    if _is_of_class(owner, attribute, value):
+    if is_of_class(owner, attribute, value):
         return _OF_CLASS
     return value if not hasattr(type(owner), attribute) or attribute in vars(owner) else _OF_CLASS
 

@@ -49,7 +49,7 @@ ALL = [
     *(f"{UNIT}{name}.py" for name in ("producer", "adapters", "patch")),
     BALANCE,
     *TRACING,
-    *(f"{UNIT}tracing_{name}.py" for name in ("core", "sampling", "relation", "no_harm")),
+    *(f"{UNIT}tracing_{name}.py" for name in ("core", "sampling", "relation", "no_harm", "starts", "replies")),
 ]
 """The tests that can know, those that tell sooner first."""
 

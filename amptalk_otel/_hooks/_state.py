@@ -24,7 +24,7 @@ OPERATIONS = (("save_state", "write"), ("load_state", "read"), ("delete_state", 
 """Methods of a state manager and the `state.operation` that each is counted as."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class User:
     """Whoever has a state manager, or watches it for itself."""
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,22 @@ def test_traces_are_those_that_the_documentation_shows() -> None:
         if block.text.startswith("$ python examples/tracing.py\n")
     )
     assert run("tracing.py") == shown
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="asyncio itself ends all tasks there at Ctrl-C, in no order")
+def test_the_program_of_the_quick_start_takes_ctrl_c(tmp_path: Path) -> None:
+    (block,) = (block for block in blocks_of(ROOT / "docs" / "quickstart.md") if block.title == "app.py")
+    (tmp_path / "app.py").write_text(block.text, encoding="utf-8")
+    environment = {**os.environ, "OTEL_EXPORTER_PROMETHEUS_PORT": "0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "app.py")]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline().startswith("http://localhost:")
+        time.sleep(0.2)
+        program.send_signal(signal.SIGINT)
+        out, err = program.communicate(timeout=60)
+    assert (program.returncode, out, err) == (0, "", "")
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.name)
