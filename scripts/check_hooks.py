@@ -46,20 +46,23 @@ ALL = [
     *(f"{UNIT}{name}.py" for name in ("agent_hook", "inbox", "recorder", "unaccounted", "core_generation")),
     *(f"{UNIT}{name}.py" for name in ("orchestrator_hook", "state_hook", "reading", "watch", "budget", "bridge")),
     *(f"{UNIT}{name}.py" for name in ("agent_time", "budget_time", "peaks", "exact_sum")),
-    *(f"{UNIT}{name}.py" for name in ("producer", "adapters", "patch")),
+    *(f"{UNIT}{name}.py" for name in ("producer", "adapters", "patch", "calls", "copies", "odd_programs")),
     BALANCE,
     *TRACING,
-    *(f"{UNIT}tracing_{name}.py" for name in ("core", "sampling", "relation", "no_harm", "starts", "replies")),
+    *(f"{UNIT}tracing_{name}.py" for name in ("core", "sampling", "relation", "no_harm", "starts", "replies", "sends")),
 ]
 """The tests that can know, those that tell sooner first."""
 
 FIRST = {
-    "_hooks/_agent.py": [f"{UNIT}agent_hook.py", f"{UNIT}state_hook.py", f"{UNIT}tracing_watches.py"],
+    "_calls.py": [f"{UNIT}calls.py", f"{UNIT}odd_programs.py"],
+    "_copies.py": [f"{UNIT}copies.py"],
+    "_hooks/_agent.py": [f"{UNIT}agent_hook.py", f"{UNIT}odd_programs.py", f"{UNIT}state_hook.py", f"{UNIT}copies.py"],
     "_hooks/_inbox.py": [f"{UNIT}inbox.py", f"{UNIT}agent_hook.py"],
     "_hooks/_processing.py": [f"{UNIT}agent_hook.py", f"{UNIT}tracing_outcomes.py"],
-    "_hooks/_orchestrator.py": [f"{UNIT}orchestrator_hook.py", f"{UNIT}tracing_relation.py"],
+    "_hooks/_orchestrator.py": [f"{UNIT}orchestrator_hook.py", f"{UNIT}odd_programs.py", f"{UNIT}tracing_relation.py"],
+    "_hooks/_recoveries.py": [f"{UNIT}odd_programs.py", f"{UNIT}agent_hook.py"],
     "_hooks/_outbox.py": [f"{UNIT}core_generation.py", f"{UNIT}tracing_core.py"],
-    "_hooks/_state.py": [f"{UNIT}state_hook.py", f"{UNIT}tracing_state.py", f"{UNIT}agent_hook.py"],
+    "_hooks/_state.py": [f"{UNIT}state_hook.py", f"{UNIT}tracing_state.py", f"{UNIT}odd_programs.py"],
     "_agent_recorder.py": [f"{UNIT}recorder.py", f"{UNIT}agent_hook.py", f"{UNIT}inbox.py", f"{UNIT}unaccounted.py"],
     "_work_recorder.py": [
         f"{UNIT}recorder.py",

@@ -129,12 +129,17 @@ def unaccounted(handle: Instrumentation) -> int:
     return total
 
 
-def sample(handle: Instrumentation, page: str) -> Sample:
+def rss() -> int:
+    """Bytes of memory that the process has now."""
+    held: int = psutil.Process().memory_info().rss
+    return held
+
+
+def sample(handle: Instrumentation, page: str, rss_bytes: int) -> Sample:
     gc.collect()
-    process = psutil.Process()
     return Sample(
-        rss_mb=round(process.memory_info().rss / 1e6, 1),
-        file_descriptors=process.num_fds(),
+        rss_mb=round(rss_bytes / 1e6, 1),
+        file_descriptors=psutil.Process().num_fds(),
         threads=threading.active_count(),
         series=sum(1 for line in page.splitlines() if not line.startswith("#")),
         objects=len(gc.get_objects()),
@@ -275,13 +280,15 @@ def _sampled(
     began = time.monotonic()
     warm_at = began + max(min(WARM_UP_S, (ends_at - began) / 2), (ends_at - began) / 4)
     print("    s   RSS MB  fds  threads  series  objects  unaccounted   agents  messages  restarts", flush=True)
-    samples, scrapes, next_at = [], 0, began
+    samples, next_at, held = [], began, []
     while (now := time.monotonic()) < ends_at:
         page = scrape(handle)
-        scrapes += 1
+        held.append(rss())
         if now >= next_at:
             next_at += every_s
-            one = sample(handle, page)
+            # The least since the last line: what is held, and not what a scrape or a push takes for a moment.
+            one = sample(handle, page, min(held))
+            held.clear()
             if now >= warm_at:
                 samples.append(one)
             print(
