@@ -278,7 +278,7 @@ class Copy:
         ended_with = os.waitstatus_to_exitcode(status)
         if ended_with == 0:
             return ""
-        failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", told.read_text(errors="replace"), re.MULTILINE)
+        failed = re.search(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", told.read_text(errors="replace"), re.MULTILINE)
         return failed.group(1).removeprefix("tests/") if failed else f"(pytest ended with {ended_with})"
 
     def _run(self, tests: list[str], told: Path) -> NoReturn:

@@ -6,8 +6,8 @@ a Collector (or, without one, to a receiver of our own) that is killed and start
 After a warm-up of a quarter of the time, half a minute at least, each series of samples is cut into a first, a second
 and a last third. It grows if the median rises from third to third and, from the first to the last, by more than its
 allowance (below): steps, spikes and garbage that comes and goes are no growth, while what each agent or message leaves
-behind is. In less than a minute memory is not judged. Messages that are unaccounted for at any moment, or missing in
-the sums of the last page, are an error.
+behind is. Memory is the least of all readings since the line before; in less than a minute it is not judged. Messages
+that are unaccounted for at any moment, or missing in the sums of the last page, are an error.
 """
 
 from __future__ import annotations
