@@ -294,7 +294,6 @@ class AgentHook:
         self._inbox.sent_in = tracing.sent_in if tracing is not None else None
         if self._outbox is not None:
             self._outbox.sent_on = self._sent_on if tracing is not None else None
-            self._outbox.lost = tracing.lost if tracing is not None else None
         self.recorder.trace(tracing.sized if tracing is not None else None)
 
     def _look_at_tasks(self) -> None:

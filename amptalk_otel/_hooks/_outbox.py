@@ -24,7 +24,7 @@ class Router(Protocol):
 class Outbox:
     """The hooked outbox of one agent: a message is sent, or undeliverable, when the router takes it."""
 
-    __slots__ = ("_recorder", "_router", "_target_of", "lost", "patches", "sent_on")
+    __slots__ = ("_recorder", "_router", "_target_of", "patches", "sent_on")
 
     def __init__(
         self, recorder: AgentRecorder, queue: Any, target_of: Callable[[Any], Any], router: Router | None
@@ -35,8 +35,6 @@ class Outbox:
         self.patches = Patches()
         self.sent_on: Callable[[Any], None] | None = None
         """For traces: is told each message that the agent puts here."""
-        self.lost: Callable[[Any], None] | None = None
-        """For traces: is told each that reaches no inbox."""
         if queue is not None and callable(getattr(queue, "_get", None)):
             self.patches.wrap(queue, "_get", self._cover_get)
             self.patches.wrap(queue, "_put", self._cover_put)
@@ -64,8 +62,6 @@ class Outbox:
         router = self._router
         if router is not None and not router.knows(self._target_of(message)):
             self._recorder.undeliverable(message, "unknown_target")
-            if self.lost is not None:
-                self.lost(message)
             return
         self._recorder.sent(message)
         if router is not None:

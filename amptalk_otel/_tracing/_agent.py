@@ -175,10 +175,6 @@ class AgentTracing:
         sending.end()
         self._tracer.hand_over(message, sending.context)
 
-    def lost(self, message: Any) -> None:
-        """Nobody takes a message from the outbox to an inbox."""
-        self._tracer.handed_over(message)
-
     def _base_of(self, message: Any) -> Context:
         """What a send belongs to. What a handler returned belongs to what that did, though it is sent after it."""
         context = self.replies.take(message) if self.replies else None
