@@ -10,7 +10,12 @@ import sys
 
 from amptalk_otel.cli import main
 
+
+def _arguments(given: list[str]) -> list[str]:
+    """What the command is called with: `run`, unless it is named."""
+    is_command = given[:1] in (["demo"], ["run"]) and not os.path.exists(given[0])  # noqa: PTH110 - as in cli
+    return given if is_command else ["run", *given]
+
+
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
-    is_command = arguments[:1] in (["demo"], ["run"]) and not os.path.exists(arguments[0])  # noqa: PTH110 - as in cli
-    sys.exit(main(arguments if is_command else ["run", *arguments]))
+    sys.exit(main(_arguments(sys.argv[1:])))

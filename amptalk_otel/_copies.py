@@ -6,7 +6,6 @@ instance's own (https://docs.python.org/3/library/pickle.html#object.__getstate_
 
 from __future__ import annotations
 
-import copyreg
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -23,9 +22,11 @@ def keep_out_of_copies(patches: Patches, owner: Any) -> None:
     `__getstate__` of its own in place of its class's is left alone.
     """
     found = getattr(owner, "__getstate__", None)
-    is_known = found is None or is_of_class(owner, "__getstate__", found)
-    # Up to Python 3.10 objects have no such method; with slots, Python makes their state in a way of its own.
-    if is_known and not (found is None and copyreg._slotnames(type(owner))):  # type: ignore[attr-defined]  # noqa: SLF001
+    if found is None:  # up to Python 3.10; with slots, Python makes their state in a way of its own
+        is_known = not any(getattr(kind, "__slots__", ()) for kind in type(owner).__mro__)
+    else:
+        is_known = is_of_class(owner, "__getstate__", found)
+    if is_known:
         patches.add(owner, "__getstate__", MethodType(_state_of, owner))
 
 
