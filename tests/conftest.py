@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from amptalk_otel import _guard, _pipeline, _watch
+from amptalk_otel import _guard, _names, _pipeline, _watch
 from amptalk_otel._hooks import _state
 from tests.support import examples
 
@@ -55,6 +55,7 @@ def nothing_left_behind() -> Iterator[None]:
         hooks = _live_hooks()
     for registry in (_watch._agents, _watch._orchestrators, _state._hooks):
         registry.clear()
+    _names._names.clear()  # of series that a test left to the garbage collector, and the next one calls the same
     assert [thread.name for thread in threads if thread.is_alive()] == []
     assert hooks == []
     pipelines = [pipeline for pipeline, _users in _pipeline._shared]
