@@ -247,8 +247,10 @@ SHOWN = Bound("n", "what", 2.0, at_most=True, recordable=False, short_slack=None
         (AT_MOST, 1.2, Recorded(1.0, 0.1, 0.3), False, None),
         (AT_MOST, 2.1, Recorded(1.9, 0.1, 0.3), True, None),  # CI goes by what was recorded
         (AT_MOST, 2.1, Recorded(1.9, 0.1, 0.3), False, "at most 2.00"),
-        (AT_LEAST, 4.9, Recorded(6.5, 0.1, 0.3), True, "at least 5.00"),
-        (AT_LEAST, 5.1, Recorded(6.5, 0.1, 0.3), True, None),
+        (AT_LEAST, 4.9, Recorded(6.5, 0.1, 0.3), False, "at least 5.00"),
+        (AT_LEAST, 5.1, Recorded(6.5, 0.1, 0.3), False, None),
+        (AT_LEAST, 2.9, Recorded(6.6, 0.1, 0.3), True, "at least 3.00"),  # within a wider margin
+        (AT_LEAST, 3.1, Recorded(6.6, 0.1, 0.3), True, None),
         (COUNT, 0.0, None, True, None),
         (COUNT, 1.0, None, True, "at most 0"),
         (COUNT, 1.0, Recorded(9.0, 0.0, 0.3), False, "at most 0"),
