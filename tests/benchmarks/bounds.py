@@ -6,9 +6,9 @@ ratio is worse than that by more than its margin.
 
 The margin comes from the spread of the recording: `SPREADS` times the distance of its quartiles, but never under
 `LEAST_MARGIN` (another machine, another Python; and whole runs on one machine were seen to differ by a third) nor over
-`GREATEST_MARGIN` (else it would catch nothing). In the short form it is `SHORT_MARGIN`: with its few rounds, peers were
-seen to differ by a factor of 1.8 from one hour to the next (prometheus_client ÷ ours at a scrape: 6.6 to 12.1, while ours
-took the same time). It catches what got twice as slow and more.
+`GREATEST_MARGIN` (else it would catch nothing). In the short form it is `SHORT_MARGIN`: with its few rounds, peers
+were seen to differ by a factor of 1.8 from one hour to the next (prometheus_client ÷ ours at a scrape: 6.6 to 12.1,
+while ours took the same time). It catches what got more than twice as slow.
 """
 
 from __future__ import annotations
