@@ -24,6 +24,16 @@ settings.register_profile(
 settings.load_profile("amptalk")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that may take longest: what is left at the end is then shared evenly by all CPUs."""
+    items.sort(key=_limit_s, reverse=True)
+
+
+def _limit_s(item: pytest.Item) -> float:
+    limit = item.get_closest_marker("timeout")
+    return float(limit.args[0]) if limit and limit.args else 0.0
+
+
 @pytest.fixture(scope="session", autouse=True)
 def strict_guard() -> Iterator[None]:
     """Raise what the guard would swallow."""

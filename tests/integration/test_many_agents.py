@@ -27,14 +27,14 @@ from amptalk_otel._labels import OTHER, RETIRED
 from amptalk_otel.demo.runtime import Agent, Message, MessageType, Orchestrator
 from tests.integration.servers import Collector, MetricPoint, Prometheus, fetch
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
-
 AGENTS = int(os.environ.get("AMPTALK_OTEL_TEST_AGENTS", "20000"))
 MAX_AGENTS = 25
 LINGER_S = 1.0
 WAVE = 20
 PHASES = (10, 120, 40, 200, 20, 80)  # agents that are there at once, one phase after the other, and again
 TYPES = (MessageType.COMMAND, MessageType.NLP_REQUEST)
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(200 + AGENTS // 100)]
 
 RECEIVED, PROCESSED, FAILED, DROPPED, RETRIES = (
     f"amptalk_agent_{name}_total"
