@@ -488,9 +488,9 @@ def test_a_series_does_not_fall_when_one_of_those_who_tell_of_it_ends() -> None:
     async def run() -> None:
         bridge, provider, config = ProducerBridge(), MeterProvider(shutdown_on_exit=False), AT_ONCE
         serve(provider, bridge)
-        told = []
-        for number, grouping in enumerate(("id", "id", "class", "class")):
-            orchestrator, one = Orchestrator(name="town"), agent(number)
+        told, towns = [], [Orchestrator(name="town") for _ in range(4)]
+        for number, (orchestrator, grouping) in enumerate(zip(towns, ("id", "id", "class", "class"), strict=True)):
+            one = agent(number)
             settings = config.with_changes(max_agents=0 if grouping == "id" else 9, agent_grouping=grouping)
             told.append(instrument_orchestrator(orchestrator, config=settings, meter_provider=provider))
             orchestrator.register_agent(one)
