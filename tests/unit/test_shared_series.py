@@ -300,7 +300,9 @@ async def test_orchestrators_that_come_and_go_leave_nothing() -> None:
         assert by_agent(page.read(), RECEIVED) == {"id-1": 1, RETIRED: 1}
         told.uninstrument()
         ledger = page.bridge.sources.ledger
-        sizes.add((len(ledger._kept), len(ledger._lives), sum(name.startswith("amptalk.") for name, _of in page.read())))
+        sizes.add(
+            (len(ledger._kept), len(ledger._lives), sum(name.startswith("amptalk.") for name, _of in page.read()))
+        )
     assert len(sizes) == 1
     instrumentation.uninstrument()
     page.provider.shutdown()
