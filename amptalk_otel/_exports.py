@@ -232,10 +232,13 @@ def _listen(more: int) -> None:
 
 
 def _change_filters(logger: logging.Logger) -> None:
-    if _under_way:
-        logger.addFilter(_keep_what_is_not_ours)
-    else:  # another list: a thread that goes through the former one would miss the filter after ours
-        logger.filters = [other for other in logger.filters if other is not _keep_what_is_not_ours]
+    """Another list each time: a thread that goes through the former one would miss the filter after ours, or ask twice.
+
+    Ours is the first. OpenTelemetry's own drops what was logged just now already: it must not drop our record for the
+    program's, nor the program's for ours.
+    """
+    others = [other for other in logger.filters if other is not _keep_what_is_not_ours]
+    logger.filters = [_keep_what_is_not_ours, *others] if _under_way else others
 
 
 after_fork(lambda: _listen(-_under_way))  # the threads that exported are the parent's

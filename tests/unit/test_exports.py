@@ -103,6 +103,26 @@ def test_what_a_collector_answers_is_not_logged_but_its_status_is(
     assert SECRET not in everything_logged.text
 
 
+@pytest.mark.parametrize("order", ["program's first", "ours first"])
+def test_neither_hides_what_the_other_logs(order: str, caplog: pytest.LogCaptureFixture) -> None:
+    """OpenTelemetry drops what was logged just now already, and does not ask by whom."""
+    logger = logging.getLogger("opentelemetry.exporter.otlp.proto.grpc.exporter")
+    for known in logger.filters:
+        vars(known).pop("last_log", None)
+
+    def fail() -> None:
+        logger.error("Failed to export %s", "everything")
+
+    def fail_for_us() -> None:
+        with Exports("metrics").under_way():
+            fail()
+
+    first, second = (fail, fail_for_us) if order == "program's first" else (fail_for_us, fail)
+    first()
+    second()
+    assert sorted(record.name for record in caplog.records) == ["amptalk_otel", logger.name]
+
+
 def answering_with(status: int, asked: list[bytes], *headers: str) -> Callable[[Any], None]:
     """A collector that answers each push in the same way."""
     lines = "".join(f"{header}\r\n" for header in headers)
