@@ -261,10 +261,12 @@ def soak(minutes: float, every_s: float) -> list[str]:
         with _at_work(_config(endpoint, 60.0 * minutes)) as (handle, churn):
             samples = _sampled(handle, churn, ends_at, every_s, restarts)
         left, lost = unaccounted(handle), missing(churn, scrape(handle))
-        in_time = handle.shutdown(5.0)
+        began = time.monotonic()
+        is_pushed = handle.shutdown(5.0)
+        took_s = time.monotonic() - began
         print(
             f"ended: {churn.delivered} messages delivered, the page differs by {lost}, unaccounted {left},"
-            f" collector restarts {restarts()}, shutdown in time: {in_time}",
+            f" collector restarts {restarts()}, shutdown took {took_s:.1f} s, last values pushed: {is_pushed}",
             flush=True,
         )
     found = [f"unaccounted at the end: {left}"] if left else []
