@@ -82,10 +82,14 @@ class Exports:
 
     def heard(self, record: logging.LogRecord) -> None:
         """OpenTelemetry logged something."""
-        if record.levelno >= logging.WARNING and record.name != "opentelemetry.util.re":
+        if record.levelno < logging.WARNING or record.name == "opentelemetry.util.re":
+            return
+        if record.name != _OF_THE_READER:
             self.failed(_kind_of(record))
-            if record.name == _OF_THE_READER:  # a collection took too long, so that nothing was pushed
-                self.note(succeeded=False)
+        elif record.exc_info:  # a collection took too long, so that nothing was pushed
+            self.failed(_kind_of(record))
+            self.note(succeeded=False)
+        # Else it is asked for a push before it belongs to a provider, at short intervals: there is nothing to push yet.
 
     def note(self, *, succeeded: bool) -> None:
         """A push has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from amptalk_otel import _readers
 from amptalk_otel._catalogue import Snapshot
+from amptalk_otel._exports import Exports
 from amptalk_otel._producer import CatalogueProducer, ProducerBridge
 from amptalk_otel._readers import InstrumentsReader, ProducingReader, mark_collections
 from amptalk_otel._reading import AgentReading
@@ -217,6 +219,24 @@ def test_a_callback_that_always_raises_lets_the_thread_that_pushes_end() -> None
     thread: Any = setup.reader._daemon_thread
     assert not thread.is_alive()
     assert setup.reader.lost > 0
+
+
+def test_a_reader_that_has_no_provider_yet_loses_nothing_and_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard: list[str] = []
+    hear = Exports.heard
+
+    def note(exports: Exports, record: logging.LogRecord) -> None:
+        hear(exports, record)
+        heard.append(record.getMessage())
+
+    monkeypatch.setattr(Exports, "heard", note)
+    reader = ProducingReader(Exporter(), CatalogueProducer(ProducerBridge()), export_interval_millis=1.0)
+    wait_until(lambda: bool(heard))
+    reader.shutdown()
+    assert all("until it is registered" in message for message in heard)
+    assert (reader.lost, caplog.messages) == (0, [])
 
 
 def test_a_collection_that_takes_too_long_costs_one_record_of_ours(caplog: pytest.LogCaptureFixture) -> None:
